@@ -42,6 +42,8 @@ _MASKS = [
     (re.compile(r"\d[\d,.]*( images| vectors)?/s"), "RATE"),
     (re.compile(r'("time": ?)[\d.]+'), r"\1TIME"),
     (re.compile(r"(?<![\w.])-?[01]\.\d{2,}\b"), "SCORE"),
+    (re.compile(r"\(\d[\d.]* ?%\)"), "(PERCENTILE)"),
+    (re.compile(r'("percentile": ?)[\d.]+'), r"\1PERCENTILE"),
     (re.compile(r"[-─═]{3,}"), "---"),
     (re.compile(r" +"), " "),
 ]

@@ -108,7 +108,15 @@ def test_a_lookup_is_the_documented_object():
         ],
         "near_count": 2,
         "similar": [
-            {"id": 3, "score": 0.91349, "sources": [], "source_count": 0, "metadata": None}
+            {
+                "id": 3,
+                "score": 0.91349,
+                "sources": [],
+                "source_count": 0,
+                "metadata": None,
+                "percentile": None,
+                "stranger": False,
+            }
         ],
         "milliseconds": {"decode": 1.9, "identical": 0.1},
     }

@@ -420,7 +420,7 @@ def test_equal_scores_come_in_the_order_of_ids(tmp_path: Path, tiny_encoder: Pat
         ({"tiers": "near"}, "tiers is a list of identical, near, similar, not 'near'"),
         ({"tiers": 3}, "tiers is a list of .*, not 3"),
         ({"min_score": 1.5}, "between -1 and 1"),
-        ({"min_score": "a"}, "min_score= is a cosine, between -1 and 1, not 'a'"),
+        ({"min_score": "a"}, "min_score= is a number, or a percentage .* such as 99%.* not 'a'"),
         ({"min_score": float("nan")}, "between -1 and 1"),
         (
             {"tiers": ["near"], "recall": 0.9},

@@ -138,7 +138,8 @@ def _hits(result: LookupResult) -> Iterator[tuple[str, Hit, str]]:
     for near in result.near:
         yield "near", near, f"{near.distance} of 256 bits"
     for like in result.similar:
-        yield "similar", like, f"{like.score:.3f}"
+        percentile = "" if like.percentile is None else f" ({like.percentile} %)"
+        yield "similar", like, f"{like.score:.3f}{percentile}"
 
 
 def _where(hit: Hit) -> str:

@@ -14,9 +14,10 @@ from engine.config import (
     FORMAT_VERSION,
     whole,
 )
-from engine.errors import ImageError, UnknownImageError, UsageError
+from engine.errors import ImageError, StoreError, UnknownImageError, UsageError
 from engine.images.thumbnail import thumbnail_png
 from engine.index.maintain import recall_of
+from engine.index.random_pairs import score_at
 from engine.maintenance.backup import Backup
 from engine.maintenance.export import Export
 from engine.records import (
@@ -28,6 +29,7 @@ from engine.records import (
 from engine.search.stored_query import stored_query
 from engine.storage import ballast
 from engine.storage.durable import tree_bytes
+from engine.storage.extent_reader import MovedError
 from engine.storage.scan import records_from
 from engine.storage.writer import REJECTS
 
@@ -164,7 +166,22 @@ class Reading(OpenStore):
                 for s in files.snapshot.manifest.segments
             ],
             recall=recall_of(files.snapshot.manifest),
+            random_pairs=self._again(self._random_pairs),
         )
+
+    def _random_pairs(self) -> dict[str, float] | None:
+        # A store of which something is damaged has an info too.
+        try:
+            index = self._index.current
+            pairs = index.random_pairs if index is not None else None
+        except MovedError:
+            raise
+        except StoreError:
+            return None
+        if pairs is None:
+            return None
+        shares = {"median": 0.5, "99 %": 0.99, "99.9 %": 0.999}
+        return {name: round(score_at(pairs, share), 6) for name, share in shares.items()}
 
     def backup(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -36,6 +37,7 @@ _NEAR_WORDS = ((8.0, "very close"), (20.0, "close"))
 # Similar: the minimum cosine.
 _SIMILAR_WORDS = ((0.95, "very close"), (0.85, "close"))
 _FAR = "loosely"
+_STRANGER = "no closer than strangers"
 _COLOURS = {"identical": GREEN, "near": YELLOW, "similar": CYAN}
 
 
@@ -257,10 +259,16 @@ def info_text(info: StoreInfo) -> str:
         ("encoder", encoder),
         ("segments", f"{len(info.segments)} with {_rows(info.segments):,} vectors"),
         *([("recall", recall_text(info.recall))] if info.recall else []),
+        *([("random pairs", _pairs_text(info.random_pairs))] if info.random_pairs else []),
         ("bytes", f"{size(sum(info.bytes.values()))}"),
         *((f"  {part}", size(count)) for part, count in info.bytes.items() if count),
     ]
     return "\n".join(columns(rows))
+
+
+def _pairs_text(scores: dict[str, float]) -> str:
+    """How alike random pairs are."""
+    return "scores of " + ", ".join(f"{score:.3f} ({name})" for name, score in scores.items())
 
 
 def recall_text(recall: dict[str, object]) -> str:
@@ -339,9 +347,19 @@ def _distance(near: NearHit) -> str:
 
 def _score(like: SimilarHit, encoded: bool) -> str:
     text = f"{like.score:.3f}"
+    if like.percentile is not None:
+        text += f" ({percent(like.percentile)})"
+    if like.stranger:
+        return f"{text}, {_STRANGER}"
     if not encoded:
         return text
     return f"{text}, {next((word for least, word in _SIMILAR_WORDS if like.score >= least), _FAR)}"
+
+
+def percent(value: float) -> str:
+    """A percentage with one digit after its nines, rounded down: 99.98 %."""
+    digits = next((n for n in range(4) if value < 100 - 10.0**-n), 4)
+    return f"{math.floor(value * 10**digits) / 10**digits:.{digits}f} %"
 
 
 def _where(hit: Hit, shown: int | None, room: int | None) -> list[str]:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from engine.config import RECALL_SAMPLE, RERANK_DEPTHS
 from engine.index.inner_product import Block, Numbers
 from engine.index.operating_point import MEASURED_K
+from engine.index.random_pairs import measure_pairs
 from engine.index.scan import CodeScan
 from engine.index.search import VectorIndex
 from engine.index.train import sample_of
@@ -105,7 +106,14 @@ def measure(
         index.vectors.rows,
         time.perf_counter() - started,
     )
-    return Measured(target, entry.number, index.vectors.rows, len(drawn.rows), kept)
+    return Measured(
+        target,
+        entry.number,
+        index.vectors.rows,
+        len(drawn.rows),
+        kept,
+        measure_pairs(index.vectors),
+    )
 
 
 def _draw(

@@ -23,6 +23,7 @@ from engine.index.inner_product import Block, Numbers
 from engine.index.operating_point import choose
 from engine.index.quantizer import Quantizer
 from engine.index.quantizer_file import load_quantizer
+from engine.index.random_pairs import FEW, measure_pairs
 from engine.index.rerank import inner_products
 from engine.index.row_filter import COMPARED_ROWS, RowFilter, RowFilters
 from engine.index.scan import CANDIDATES, CodeScan, Found
@@ -33,7 +34,13 @@ from engine.index.top_k import TopK
 from engine.storage.bitmap import IdSet
 from engine.storage.durable import UnreadableError
 from engine.storage.index_files import segment_path
-from engine.storage.manifest import Measured, OperatingPoint, QuantizerEntry, SegmentEntry
+from engine.storage.manifest import (
+    Measured,
+    OperatingPoint,
+    QuantizerEntry,
+    RandomPairs,
+    SegmentEntry,
+)
 from engine.storage.vectors import Vectors
 
 _QUERIES = 1024  # at a time
@@ -69,6 +76,8 @@ class VectorIndex:
         self._entry: QuantizerEntry | None = None
         self._spans: list[list[Span]] = []  # spans of each segment
         self._lock = threading.Lock()
+        self._pairs: RandomPairs | None = None
+        self._has_pairs = False
         self._users = 0
         self._closed = False
         if entries:
@@ -132,6 +141,19 @@ class VectorIndex:
     def bare(self) -> list[tuple[int, int]]:
         """The ranges of rows, (start, end), that are in no segment."""
         return list(self._bare)
+
+    @property
+    def random_pairs(self) -> RandomPairs | None:
+        """How alike random pairs of the vectors are; None if there are too few.
+
+        The values that were measured with recall, or else those of a small sample, read now.
+        """
+        if self.measured is not None and self.measured.random_pairs is not None:
+            return self.measured.random_pairs
+        with self._lock:
+            if not self._has_pairs:
+                self._pairs, self._has_pairs = measure_pairs(self.vectors, FEW), True
+            return self._pairs
 
     def is_indexed(self, rows: Numbers) -> npt.NDArray[np.bool_]:
         """Whether each row is in a segment; rows have any shape."""

@@ -40,13 +40,15 @@ class Hits:
             )
         return tuple(hits)
 
-    def similar(self, id_: int, score: float) -> SimilarHit | None:
+    def similar(
+        self, id_: int, score: float, percentile: float | None, *, stranger: bool
+    ) -> SimilarHit | None:
         """The hit of an image with its score; None if it was removed in the meantime."""
         record = self._store.snapshot.record(id_)
         if record is None:
             return None
         names, count = self._sources(id_)
-        return SimilarHit(id_, score, names, count, record.metadata)
+        return SimilarHit(id_, score, names, count, record.metadata, percentile, stranger)
 
     def _sources(self, id_: int, *, in_runs: bool = False) -> tuple[tuple[str, ...], int]:
         names, count = self._store.snapshot.sources_of(id_, self._max_sources, in_runs=in_runs)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
 from engine.config import DEFAULT_K, DEFAULT_MAX_DISTANCE, DEFAULT_NEAR_LIMIT, SOURCES_SHOWN, whole
-from engine.errors import UsageError
+from engine.errors import UsageError, shortened
 from engine.images.fingerprint import FINGERPRINT_BITS
 from engine.index.operating_point import check_recall
 from engine.search.tiers import SIMILAR, tier_names
@@ -25,6 +26,7 @@ class LookupSettings:
     k: int = DEFAULT_K
     tiers: tuple[str, ...] | None = None
     min_score: float | None = None
+    min_percentile: float | None = None  # percent of random pairs that are less alike
     max_distance: int = DEFAULT_MAX_DISTANCE
     near_limit: int = DEFAULT_NEAR_LIMIT
     max_sources: int = SOURCES_SHOWN
@@ -36,7 +38,7 @@ class LookupSettings:
         *,
         k: int,
         tiers: Sequence[str] | None,
-        min_score: float | None,
+        min_score: float | str | None,
         max_distance: int,
         near_limit: int | None,
         max_sources: int | None,
@@ -58,10 +60,12 @@ class LookupSettings:
                     raise UsageError(
                         f"{name} is of the similar tier, which is not searched: leave it out"
                     )
+        percentile = _percent(min_score) if isinstance(min_score, str) else None
         return cls(
             check_k(k),
             names,
-            min_score,
+            None if isinstance(min_score, str) else min_score,
+            percentile,
             distance,
             _limit("near_limit=", near_limit),
             _limit("max_sources=", max_sources),
@@ -75,6 +79,21 @@ def check_k(k: object) -> int:
     if number < 1:
         raise UsageError(f"k must be 1 or more, not {k!r}")
     return number
+
+
+def _percent(text: str) -> float:
+    """The number in "95%"; ``UsageError`` unless it is above 0 and below 100."""
+    number = text.strip().removesuffix("%")
+    try:
+        value = float(number) if text.strip().endswith("%") else math.nan
+    except ValueError:
+        value = math.nan
+    if not 0 < value < 100:
+        raise UsageError(
+            f"min_score= is a number, or a percentage of random pairs such as 99%, above 0 and below "
+            f"100, not {shortened(text)}"
+        )
+    return value
 
 
 def _limit(name: str, value: object) -> int:

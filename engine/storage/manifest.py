@@ -90,6 +90,21 @@ class OperatingPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class RandomPairs:
+    """How alike random pairs of a store's vectors are.
+
+    ``quantiles`` are pairs (share, score), both ascending: that share of the pairs has a lower score.
+    """
+
+    pairs: int  # number of pairs that were measured
+    quantiles: tuple[tuple[float, float], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object; its names are part of the format."""
+        return {"pairs": self.pairs, "quantiles": self.quantiles}
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
     """Recall measured on a sample of a store's own vectors, and the default target."""
 
@@ -98,6 +113,7 @@ class Measured:
     rows: int = 0  # number of vectors at the measurement
     sample: int = 0  # number of vectors used as queries
     points: tuple[tuple[int, tuple[OperatingPoint, ...]], ...] = ()  # by k; the cheapest first
+    random_pairs: RandomPairs | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object; its names are part of the format."""
@@ -107,6 +123,7 @@ class Measured:
             "rows": self.rows,
             "sample": self.sample,
             "points": [[k, [point.to_json() for point in points]] for k, points in self.points],
+            "random_pairs": self.random_pairs.to_json() if self.random_pairs else None,
         }
 
 
@@ -348,7 +365,20 @@ def _measured(body: dict[str, Any]) -> Measured:
         rows=number(body["rows"], 1 if quantizer else 0),
         sample=number(body["sample"]),
         points=tuple(points),
+        random_pairs=_random_pairs(members(found)) if (found := body.get("random_pairs")) else None,
     )
+
+
+def _random_pairs(body: dict[str, Any]) -> RandomPairs:
+    found = map(items, items(body["quantiles"]))
+    quantiles = tuple((real(share), real(score)) for share, score in found)
+    if not quantiles:
+        raise ValueError("the scores of random pairs are missing")
+    shares, scores = zip(*quantiles, strict=True)
+    ascending = list(shares) == sorted(shares) and list(scores) == sorted(scores)
+    if not ascending or shares[0] < 0 or shares[-1] >= 1:
+        raise ValueError("the scores of random pairs are out of order")
+    return RandomPairs(number(body["pairs"], 1), quantiles)
 
 
 def _point(body: dict[str, Any]) -> OperatingPoint:

@@ -34,7 +34,7 @@ from engine.config import (
     SOURCES_SHOWN,
     default_store,
 )
-from engine.errors import UsageError
+from engine.errors import UsageError, shortened
 
 _BAR_AFTER = 1.0  # seconds
 _MAX_DIGITS = 19
@@ -87,8 +87,12 @@ class LookupOptions:
         ),
     ] = ""
     min_score: Annotated[
-        float | None, typer.Option(metavar="X", help="Leave out similar images below this cosine.")
-    ] = None
+        str,
+        typer.Option(
+            metavar="X|P%",
+            help="Leave out similar images below this cosine, or below this share of random pairs.",
+        ),
+    ] = ""
     source: Annotated[
         list[str] | None,
         typer.Option(
@@ -157,7 +161,8 @@ def lookup(options: LookupOptions) -> None:
 
     A near image is "very close" up to a distance of 8 of 256, "close" up to 20, and "loosely" alike
     beyond. For bit images the distance is the same share of their pixel values. A similar image is
-    "very close" from a score of 0.95, and "close" from 0.85.
+    "very close" from a score of 0.95, and "close" from 0.85. The percentage is that of random pairs of
+    the store that are less alike. A hit is "no closer than strangers" if chance would give as much.
 
     \b
     Example:
@@ -244,7 +249,7 @@ def _settings(options: LookupOptions) -> dict[str, Any]:
     return {
         "k": options.k,
         "tiers": tiers,
-        "min_score": options.min_score,
+        "min_score": _min_score(options.min_score),
         "max_distance": options.max_distance,
         "near_limit": _limit("--near-limit", options.near_limit, DEFAULT_NEAR_LIMIT),
         "max_sources": _limit("--sources", options.sources, SOURCES_SHOWN),
@@ -253,6 +258,18 @@ def _settings(options: LookupOptions) -> dict[str, Any]:
         "where": where_of(options.where) if options.where else None,
         "exclude": options.exclude or [],
     }
+
+
+def _min_score(text: str) -> float | str | None:
+    if not text or text.endswith("%"):
+        return text or None
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(
+            f"--min-score is {shortened(text)}: write a number such as 0.8, or a percentage such as "
+            f"99%"
+        ) from None
 
 
 def _limit(option: str, text: str, default: int) -> int | None:
