@@ -6,11 +6,12 @@ python scripts/reference.py --check    status 1 if they are out of date
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
+import io
 import os
 import re
-import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from typing import Any
 
 import engine
 from engine.cli.app import app
+from engine.cli.app import main as run_command
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 WIDTH = 90  # of a signature on one line
@@ -106,15 +108,12 @@ def _commands() -> list[str]:
 
 
 def _help(words: list[str]) -> str:
-    environment = os.environ | {"COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb"}
-    done = subprocess.run(
-        [sys.executable, "-m", "engine", *words, "--help"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    lines = "".join(f"{line.rstrip()}\n" for line in done.stdout.splitlines())
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        status = run_command([*words, "--help"])
+    if status:
+        sys.exit(f"reference: 'engine {' '.join(words)} --help' ends with {status}")
+    lines = "".join(f"{line.rstrip()}\n" for line in printed.getvalue().splitlines())
     return f"```text\n{lines.strip()}\n```\n"
 
 
@@ -215,6 +214,7 @@ PAGES = {"cli.md": command_page, "python.md": python_page}
 
 def main(arguments: list[str]) -> int:
     """Write the pages, or check them."""
+    os.environ.update(COLUMNS="80", NO_COLOR="1", TERM="dumb")
     wrong = False
     for name, page in PAGES.items():
         text = page()

@@ -33,6 +33,18 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# The files that take longest by ``--costs``, the longest first. A worker takes a whole file, so one of
+# these that began last would leave the other workers idle.
+LONGEST = [
+    f"test_{name}.py"
+    for name in (
+        *("bench_suite", "power_loss", "training_loop", "docs_pages", "docs", "bench_index_peers"),
+        *("cli_train", "index_crash", "crash", "readers", "maintenance_repair", "index_search"),
+        *("full_disk", "maintenance_backup", "bad_input", "maintenance_reorder", "cli"),
+    )
+]
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     tiers = parser.getgroup("tiers", "which tests run")
     tiers.addoption("--fast", action="store_true", help="leave out what is slow or exhaustive")
@@ -94,10 +106,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in kept:
         slow[item.path] = slow.get(item.path, 0) + bool(item.get_closest_marker("slow"))
     if config.option.shuffle is None:
-        kept.sort(key=lambda item: -slow[item.path])
+        kept.sort(key=lambda item: (place(item.path), -slow[item.path]))
     else:
         shuffle(kept, random.Random(config.option.shuffle))
     items[:] = kept
+
+
+def place(path: Path) -> int:
+    """The place of a file among the longest; the others come after them."""
+    return LONGEST.index(path.name) if path.name in LONGEST else len(LONGEST)
 
 
 def unusual(items: list[pytest.Item]) -> set[pytest.Item]:

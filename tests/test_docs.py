@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
-import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from engine.cli.app import main
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
@@ -26,15 +28,22 @@ SHORTER = {
 }
 
 
-def engine(line: str | list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
-    words = shlex.split(line, comments=True)[1:] if isinstance(line, str) else line
-    return subprocess.run(
-        [sys.executable, "-m", "engine", *words, *SHORTER.get(words[0], [])],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+Engine = Callable[[str | list[str]], subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def engine(
+    workshop: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Engine:
+    """A command line as it is typed in the workshop; other tests start the process that it takes."""
+    monkeypatch.chdir(workshop)
+
+    def run(line: str | list[str]) -> subprocess.CompletedProcess[str]:
+        words = shlex.split(line, comments=True)[1:] if isinstance(line, str) else line
+        words = [*words, *SHORTER.get(words[0], [])]
+        return subprocess.CompletedProcess(words, main(words), *capfd.readouterr())
+
+    return run
 
 
 def modules_in(*folders: str) -> list[Path]:
@@ -71,14 +80,14 @@ def workshop(tmp_path: Path) -> Path:
         for name in COMMANDS
     ],
 )
-def test_every_help_has_an_example_that_runs(command: str, workshop: Path) -> None:
-    text = engine([command, "--help"], workshop).stdout
+def test_every_help_has_an_example_that_runs(command: str, engine: Engine) -> None:
+    text = engine([command, "--help"]).stdout
     examples = [line.strip() for line in text.splitlines() if line.strip().startswith("engine ")]
     assert examples, text
     if command != "ingest":
-        engine("engine ingest photos/ scans.tar --store photos.store", workshop)
+        engine("engine ingest photos/ scans.tar --store photos.store")
     for line in examples:
-        done = engine(line, workshop)
+        done = engine(line)
         missing = "--exact" in line  # its point: the query is not there, as with grep
         assert done.returncode == (1 if missing else 0), (line, done.stderr)
 

@@ -126,18 +126,31 @@ def test_lists_out_of_reach_are_left_out(tmp_path: Path) -> None:
     assert np.array_equal(rows, truth)
 
 
-@pytest.mark.usual
-@pytest.mark.slow
-@pytest.mark.parametrize("share", [0.3, 0.8, 0.97])
-def test_what_is_not_wanted_may_lie_together(tmp_path: Path, share: float) -> None:
-    """The nearest rows are not wanted: the wanted ones lie in lists further from the query."""
+@pytest.fixture(scope="module")
+def sorted_by_cluster(
+    tmp_path_factory: pytest.TempPathFactory, one_thread: None
+) -> tuple[np.ndarray, VectorIndex]:
+    """Vectors whose neighbours have neighbouring rows, and a measured index over them."""
+    folder = tmp_path_factory.mktemp("sorted")
     rng = np.random.default_rng(1)
     centres = rng.standard_normal((25, 16))
     of = np.sort(rng.integers(0, 25, 6000))
     made = centres[of] + 0.5 * rng.standard_normal((6000, 16))
     block = (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
-    index = built(tmp_path, write(tmp_path, block), (0, 3000), (3000, 6000), compared_rows=100)
+    index = built(folder, write(folder, block), (0, 3000), (3000, 6000), compared_rows=100)
     index.measured = measure(index, None, 0.95)
+    return block, index
+
+
+@pytest.mark.usual
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.3, 0.8, 0.97])
+def test_what_is_not_wanted_may_lie_together(
+    sorted_by_cluster: tuple[np.ndarray, VectorIndex], share: float
+) -> None:
+    """The nearest rows are not wanted: the wanted ones lie in lists further from the query."""
+    block, index = sorted_by_cluster
+    rng = np.random.default_rng(1)
     kept = np.arange(6000) >= (1 - share) * 6000
     queries = block[~kept][rng.permutation((~kept).sum())[:100]]
     wanted = IdSet.of(np.flatnonzero(kept) * 10)

@@ -351,7 +351,8 @@ def test_readers_search_vectors_while_the_index_is_built_and_merged(
         # A writer that adds no segments is an error, and no reason to wait for ever.
         while (opens < OPENS // 20 or len(segments) < 4) and writer.commits < MOST_COMMITS:
             opens += 1
-            writer.hear()
+            # After enough opens at any moment, one for each commit meets every segment.
+            writer.hear(writer.commits + (opens > OPENS // 20))
             told = writer.commits - 1
             with Store.open(where, read_only=True) as store:
                 query = draw.standard_normal((1, 16))

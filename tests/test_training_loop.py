@@ -2,7 +2,10 @@
 """Whole training runs on tiny images, good ones and those that cannot go on."""
 
 import dataclasses
+import functools
 import json
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,8 +64,30 @@ def photos(folder: Path, n: int, seed: int = 0) -> Path:
 @pytest.fixture
 def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """Export takes seconds, and has tests of its own."""
+    leave_out_export(monkeypatch)
+
+
+def leave_out_export(patch: pytest.MonkeyPatch) -> None:
     report = EncoderExportReport("", 0, 0, {}, "int8")
-    monkeypatch.setattr(run, "export", lambda out, *_: dataclasses.replace(report, out=str(out)))
+    patch.setattr(run, "export", lambda out, *_: dataclasses.replace(report, out=str(out)))
+
+
+@pytest.fixture(scope="module")
+def ended_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 16 images in ``in``, and in ``out`` the run ``TINY`` of four steps on them."""
+    folder = tmp_path_factory.mktemp("ended")
+    with pytest.MonkeyPatch.context() as patch:
+        leave_out_export(patch)
+        train([str(photos(folder / "in", 16))], folder / "out", TINY)
+    return folder
+
+
+@pytest.fixture
+def ended(ended_once: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A copy of the images and of the folder of a run that ended."""
+    for name in ("in", "out"):
+        shutil.copytree(ended_once / name, tmp_path / name)
+    return tmp_path / "in", tmp_path / "out"
 
 
 @pytest.mark.slow
@@ -381,7 +406,7 @@ def test_where_nothing_is_held_out_the_last_network_is_kept(tmp_path: Path) -> N
 
 def held_out_photos(folder: Path) -> str:
     """A folder with train/ and valid/, each of two classes."""
-    for part, n in (("train", 10), ("valid", 3)):
+    for part, n in (("train", 10), ("valid", 2)):
         for label in ("cats", "dogs"):
             photos(folder / part / label, n, seed=len(label + part) + ord(label[0]))
     return str(folder)
@@ -422,7 +447,7 @@ def test_labels_that_are_held_out_only_are_counted(tmp_path: Path) -> None:
     settings = dataclasses.replace(TINY, method="supervised", epochs=1)
     report = train([source], tmp_path / "out", settings)
     assert report.warnings == (
-        "2 of 8 held-out images have a label that no training image has: accuracy is measured on the "
+        "2 of 6 held-out images have a label that no training image has: accuracy is measured on the "
         "others",
     )
 
@@ -531,7 +556,7 @@ def test_a_run_that_goes_on_ends_as_one_that_never_stopped(tmp_path: Path, metho
     source = tmp_path / "in"
     for label, n in (("cats", 10), ("dogs", 11)):
         photos(source / "train" / label, n, seed=n)
-        photos(source / "valid" / label, 3, seed=n + 2)
+        photos(source / "valid" / label, 2, seed=n + 2)
     train([str(source)], tmp_path / "whole", settings)
 
     # Stopped within an epoch of three steps, twice, and the second time it is the last one.
@@ -575,41 +600,38 @@ def test_all_that_adam_keeps_lies_where_its_parameter_does() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_export")
-def test_what_was_trained_may_go_on_for_more_epochs(tmp_path: Path) -> None:
-    source = str(photos(tmp_path / "in", 16))
-    train([source], tmp_path / "out", TINY)
+def test_what_was_trained_may_go_on_for_more_epochs(ended: tuple[Path, Path]) -> None:
+    source, out = ended
     longer = dataclasses.replace(TINY, epochs=3, workers=1)
-    report = train([source], tmp_path / "out", longer, resume=True)
+    report = train([str(source)], out, longer, resume=True)
     assert (report.steps, report.epochs) == (6, 3)
     with pytest.raises(UsageError, match=r"epochs is 2: .*already gone beyond it"):
-        train([source], tmp_path / "out", TINY, resume=True)
+        train([str(source)], out, TINY, resume=True)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_export")
-def test_a_run_that_ended_is_only_exported_again(tmp_path: Path) -> None:
-    source = str(photos(tmp_path / "in", 16))
-    train([source], tmp_path / "out", TINY)
-    before = (tmp_path / "out" / LAST).read_bytes()
-    report = train([source], tmp_path / "out", resume=True)
+def test_a_run_that_ended_is_only_exported_again(ended: tuple[Path, Path]) -> None:
+    source, out = ended
+    before = (out / LAST).read_bytes()
+    report = train([str(source)], out, resume=True)
     assert report.steps == 4 and report.best_epoch == 2
-    assert (tmp_path / "out" / LAST).read_bytes() == before
+    assert (out / LAST).read_bytes() == before
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_export")
-def test_a_run_does_not_go_on_with_other_settings_or_images(tmp_path: Path) -> None:
-    source = photos(tmp_path / "in", 16)
-    train([str(source)], tmp_path / "out", TINY)
-    before = (tmp_path / "out" / LAST).read_bytes()
+def test_a_run_does_not_go_on_with_other_settings_or_images(ended: tuple[Path, Path]) -> None:
+    source, out = ended
+    before = (out / LAST).read_bytes()
     for name, value in (("temperature", 0.2), ("method", "moco"), ("image_size", 48)):
         other = dataclasses.replace(TINY, queue=-1, **{name: value})
         with pytest.raises(UsageError, match=f"^{name} is .* began with"):
-            train([str(source)], tmp_path / "out", other, resume=True)
+            train([str(source)], out, other, resume=True)
     (source / "003.png").unlink()
     with pytest.raises(UsageError, match="are not those that the training"):
-        train([str(source)], tmp_path / "out", TINY, resume=True)
-    assert (tmp_path / "out" / LAST).read_bytes() == before
+        train([str(source)], out, TINY, resume=True)
+    assert (out / LAST).read_bytes() == before
 
 
 def test_there_has_to_be_something_to_go_on_with(tmp_path: Path) -> None:
@@ -621,10 +643,11 @@ def test_there_has_to_be_something_to_go_on_with(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_export")
 @pytest.mark.parametrize("damage", ["cut", "garbage", "foreign", "another network", "no moments"])
-def test_what_a_run_cannot_go_on_from_is_said_in_one_line(tmp_path: Path, damage: str) -> None:
-    source = str(photos(tmp_path / "in", 8))
-    train([source], tmp_path / "out", dataclasses.replace(TINY, epochs=1))
-    path = tmp_path / "out" / LAST
+def test_what_a_run_cannot_go_on_from_is_said_in_one_line(
+    ended: tuple[Path, Path], damage: str
+) -> None:
+    source, out = ended
+    path = out / LAST
     tensors, fields = read_tensors(path)
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-1000])
@@ -637,34 +660,36 @@ def test_what_a_run_cannot_go_on_from_is_said_in_one_line(tmp_path: Path, damage
     else:
         kept = {key: value for key, value in tensors.items() if "exp_avg_sq" not in key}
         write_tensors(path, kept, fields)
-    longer = dataclasses.replace(TINY, epochs=2)
+    longer = dataclasses.replace(TINY, epochs=3)
     with pytest.raises(TrainingError) as caught:
-        train([source], tmp_path / "out", longer, resume=True)
+        train([str(source)], out, longer, resume=True)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_export")
-def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(tmp_path: Path) -> None:
-    source = str(photos(tmp_path / "in", 8))
-    train([source], tmp_path / "out", TINY)
-    before = {file: (tmp_path / "out" / file).read_bytes() for file in (CHECKPOINT, LAST)}
-    script = (
-        "import resource, signal, sys\n"
-        "from engine.training import saved_run, train\n"
-        "from engine.training.recipes import resolve\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
-        "train([sys.argv[1]], sys.argv[2], resolve({'epochs': 3}, "
-        "base=saved_run(sys.argv[2]).settings), resume=True)\n"
-    )
-    command = [sys.executable, "-c", script, source, str(tmp_path / "out")]
-    failed = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert failed.returncode == 1
-    assert "cannot be written" in failed.stderr.splitlines()[-1]
+def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(ended: tuple[Path, Path]) -> None:
+    source, out = ended
+    before = {file: (out / file).read_bytes() for file in (CHECKPOINT, LAST)}
+    longer = dataclasses.replace(TINY, epochs=3)
+    with files_end_at(1 << 20), pytest.raises(TrainingError, match="cannot be written"):
+        train([str(source)], out, longer, resume=True)
     for file, body in before.items():
-        assert (tmp_path / "out" / file).read_bytes() == body
-    assert not [path for path in (tmp_path / "out").iterdir() if path.name.endswith(".new")]
+        assert (out / file).read_bytes() == body
+    assert not [path for path in out.iterdir() if path.name.endswith(".new")]
+
+
+@contextmanager
+def files_end_at(size: int) -> Iterator[None]:
+    """Let no file of this process grow beyond ``size`` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.mark.slow
@@ -719,6 +744,28 @@ def test_a_stop_while_images_are_read_ends_it(tmp_path: Path) -> None:
     assert list((tmp_path / "out").iterdir()) == []
 
 
+NeverStopped = Callable[[str], tuple[str, Path, TrainSettings]]
+
+
+@pytest.fixture(scope="module")
+def never_stopped(tmp_path_factory: pytest.TempPathFactory) -> NeverStopped:
+    """For a method, a run of two epochs: its source, its folder and its settings."""
+    folder = tmp_path_factory.mktemp("never-stopped")
+    source = held_out_photos(folder / "in")
+
+    @functools.cache
+    def run_of(method: str) -> tuple[str, Path, TrainSettings]:
+        settings = dataclasses.replace(
+            TINY, method=method, queue=24 if method == "moco" else -1, epochs=2, batch=6
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            leave_out_export(patch)
+            train([source], folder / method, settings)
+        return source, folder / method, settings
+
+    return run_of
+
+
 @pytest.mark.slow
 @pytest.mark.usual
 @pytest.mark.usefixtures("no_export")
@@ -727,14 +774,10 @@ def test_a_stop_while_images_are_read_ends_it(tmp_path: Path) -> None:
     ("step", "asked"), [(1, 20), (1, 90), (2, 1)], ids=["forward", "backward", "scoring"]
 )
 def test_a_step_that_is_given_up_is_taken_again(
-    tmp_path: Path, method: str, step: int, asked: int
+    tmp_path: Path, never_stopped: NeverStopped, method: str, step: int, asked: int
 ) -> None:
-    settings = dataclasses.replace(
-        TINY, method=method, queue=24 if method == "moco" else -1, epochs=2, batch=6
-    )
-    source = held_out_photos(tmp_path / "in")
-    train([source], tmp_path / "whole", settings)
-    per_epoch = load_last(tmp_path / "whole")[2].step // 2
+    source, whole, settings = never_stopped(method)
+    per_epoch = load_last(whole)[2].step // 2
     assert per_epoch > 1
     step = per_epoch if step == 2 else step
     begun = until(step)
@@ -751,7 +794,7 @@ def test_a_step_that_is_given_up_is_taken_again(
     assert report.images_per_second < report.steps * 6 * 1e9
     report = train([source], tmp_path / "parts", resume=True)
     assert not report.interrupted
-    assert same(tmp_path / "whole", tmp_path / "parts")
+    assert same(whole, tmp_path / "parts")
 
 
 def test_a_run_without_a_step_leaves_nothing_to_go_on_from(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+from engine.training import malloc_pages
 from engine.training.malloc_pages import kept_pages
 
 glibc = pytest.mark.skipif(
@@ -21,9 +22,13 @@ glibc = pytest.mark.skipif(
     reason="the C library is another one, or nothing says what is resident",
 )
 PROBE = """
-import json, resource
+import importlib.util, json, resource, sys
 import torch
-from engine.training.malloc_pages import kept_pages
+# From its file: the package would import all of training, which takes longer than the test.
+spec = importlib.util.spec_from_file_location("malloc_pages", sys.argv[1])
+malloc_pages = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(malloc_pages)
+kept_pages = malloc_pages.kept_pages
 
 LARGE = 16 << 20  # float32: 64 MiB, which malloc otherwise maps and unmaps
 USUAL = 2 << 20  # 8 MiB, which it keeps once it has seen some
@@ -60,7 +65,7 @@ LARGE = 64 << 20
 
 def probe(end: str) -> dict[str, float]:
     done = subprocess.run(
-        [sys.executable, "-c", PROBE.replace("END", end)],
+        [sys.executable, "-c", PROBE.replace("END", end), malloc_pages.__file__],
         check=True,
         capture_output=True,
         text=True,

@@ -29,7 +29,7 @@ from engine.storage.rocks.folder import (
 from engine.storage.rows import TABLES
 
 CONFIG = "rocksdict-config.json"
-_THREADS = 16 + 4  # for opening files, and for flushes and compactions
+_THREADS = 16 + 4  # at most, for opening files, and for flushes and compactions
 _MANY_FILES = os.strerror(errno.EMFILE)
 _NO_PERMISSION = os.strerror(errno.EACCES)
 _log = logging.getLogger("engine.storage")
@@ -84,7 +84,8 @@ def open_files(
     threads.use(to_write=real is None)
     cache = options.block_cache(memory)
     families = {name: options.table_options(name, memory, cache) for name in TABLES}
-    database = options.database_options(memory, create, salvage)
+    files = sum(1 for _ in folder.glob("*.sst"))
+    database = options.database_options(memory, files, create, salvage)
     if tight:
         options.limit_for_full_disk(database, families.values())
     try:
