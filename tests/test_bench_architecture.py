@@ -58,6 +58,8 @@ INSIDE = {
         "engine.storage.changeset",
         "engine.storage.writer",
     },
+    # The entrants of an evaluation by their names.
+    "questions.looks_alike": {"engine.evaluation.entrants"},
     "questions.near_copies": {"engine.cli.progress"},
     "questions.removal": {"engine.storage.durable"},
     "questions.source_writers": {

@@ -9,7 +9,7 @@ from engine.cli import interrupts
 from engine.cli.output import warn
 from engine.cli.progress import Progress
 
-_UNITS = {"read": "images", "train": "steps"}
+_UNITS = {"read": "images", "teach": "images", "train": "steps"}
 # A checkpoint takes a second or less, but slow disks need longer.
 _CHECKPOINT_SECONDS = 30.0
 

@@ -76,7 +76,7 @@ class OnnxNetwork:
             )
         self._mean = np.array(options.mean or IMAGENET_MEAN, np.float32)
         self._std = np.array(options.std or IMAGENET_STD, np.float32)
-        size = self._input.size
+        size = self.image_size = self._input.size
         self.dim = self.encode([np.zeros((size, size, 3), np.uint8)]).shape[1]
 
     def encode(self, pictures: Sequence[Array]) -> npt.NDArray[Any]:

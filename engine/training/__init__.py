@@ -5,9 +5,11 @@ from engine.training.report import TrainProgress, TrainReport
 from engine.training.resume import saved_run
 from engine.training.run import train
 from engine.training.settings import TrainSettings
+from engine.training.teacher import Teacher
 
 __all__ = [
     "RECIPES",
+    "Teacher",
     "TrainProgress",
     "TrainReport",
     "TrainSettings",

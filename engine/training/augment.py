@@ -3,6 +3,8 @@
 It has the distributions of torchvision's ``RandomResizedCrop``, ``RandomHorizontalFlip``,
 ``ColorJitter``, ``RandomGrayscale`` and ``GaussianBlur``, in that order, drawn separately for each view:
 
+- whole: with the probability ``whole``, the whole picture is taken instead of a crop; torchvision's has
+  no such step
 - crop: area share uniform in ``crop_scale``, log of the aspect ratio uniform between log(3/4) and
   log(4/3), ten tries, then the largest centred crop within these ratios; bilinear with
   antialiasing to S × S
@@ -93,8 +95,13 @@ def draw(sizes: Sequence[tuple[int, int]], settings: TrainSettings, generator: G
     def fill() -> Tensor:
         return torch.rand(n, 3, generator=generator) if settings.erase else torch.zeros(n, 3)
 
+    def boxes() -> Tensor:
+        cut = _boxes(torch.tensor(sizes), settings.crop_scale, RATIO, generator)
+        all_of_it = torch.cat((torch.zeros(n, 2, dtype=torch.int64), torch.tensor(sizes)), 1)
+        return torch.where(chosen(settings.whole)[:, None], all_of_it, cut)
+
     return Draws(
-        boxes=_boxes(torch.tensor(sizes), settings.crop_scale, RATIO, generator),
+        boxes=boxes(),
         flip=torch.rand(n, generator=generator) < settings.flip,
         order=torch.rand(n, 4, generator=generator).argsort(1),
         factors=middle + strength * (2 * torch.rand(n, 4, generator=generator) - 1),

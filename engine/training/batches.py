@@ -31,20 +31,23 @@ class Batches:
         size: int,
         device: torch.device,
         pool: ThreadPoolExecutor,
+        views: int = 2,
     ) -> None:
+        """``views`` is how many of each image a batch has."""
         self._pictures = pictures
         self._settings = settings
         self._size = size
         self._device = device
         self._pool = pool
+        self._views = views
         self.per_epoch = len(pictures) // size
 
     def between(self, first: int, end: int) -> Iterator[tuple[list[int], Tensor]]:
-        """Yield the rows of the images and two views of each, for the steps ``first`` up to ``end``.
+        """Yield the rows of the images and their views, for the steps ``first`` up to ``end``.
 
-        Views are (2 × size, 3, S, S) float32 on the device, all first views before the second ones. With
-        a GPU, the next batch is prepared while the GPU computes. On a CPU that would only take cores
-        from the network.
+        Views are (views × size, 3, S, S) float32 on the device, all first views before the second ones.
+        With a GPU, the next batch is prepared while the GPU computes. On a CPU that would only take
+        cores from the network.
         """
         if self._device.type == "cpu":
             for step in range(first, end):
@@ -82,7 +85,7 @@ class Batches:
     def _batch(self, step: int) -> tuple[list[int], Tensor]:
         rows = self.rows(step)
         generator = _generator(self._settings.seed, "views", step)
-        return rows, self.views(self._pictures, rows * 2, generator)
+        return rows, self.views(self._pictures, rows * self._views, generator)
 
 
 def _generator(seed: int, what: str, number: int) -> Generator:

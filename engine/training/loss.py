@@ -1,4 +1,4 @@
-"""The losses: NT-Xent, InfoNCE against a queue, and cross entropy of labels.
+"""The losses: NT-Xent, InfoNCE against a queue, cross entropy of labels, and following a teacher.
 
 Both contrastive losses take ``Negatives``, the choice and the weights of the negatives.
 """
@@ -94,6 +94,26 @@ def info_nce(
 def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy of (m, classes) logits with (m,) int64 labels, a scalar in float32."""
     return F.cross_entropy(logits.float(), labels)
+
+
+def taught(z: Tensor, targets: Tensor, temperature: float = 0.1) -> Tensor:
+    """How far embeddings are from a teacher's vectors of the same images, a scalar in float32.
+
+    ``z`` is (m, d) of unit length, one row a view. ``targets`` is (m, d): row i is the teacher's vector
+    of the whole image that view i is of, of unit length, or zero if it makes none. Two terms are added.
+    The first is the mean of 1 - cosine. The second compares each view with the targets of the whole
+    batch: the cross entropy of the softmax of the view's cosines with that of its own target's cosines,
+    over ``temperature`` (Fang et al., 2021, SEED, arXiv:2101.04731, with the batch in place of a queue).
+    The first alone does not care which wrong image a view is near.
+    """
+    known = targets.any(1)
+    z, targets = z.float()[known], targets[known]
+    if not len(z):
+        return z.sum()
+    direct = 1 - (z * targets).sum(1).mean()
+    theirs = (targets @ targets.T / temperature).softmax(1)
+    relations = F.cross_entropy(z @ targets.T / temperature, theirs)
+    return direct + relations
 
 
 def _contrast(logits: Tensor, positive: Tensor, temperature: float, negatives: Negatives) -> Tensor:

@@ -116,7 +116,7 @@ class Momentum(Contrastive):
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """See ``Contrastive``."""
-        _copy_into(self.tensors(), tensors)
+        copy_into(self.tensors(), tensors)
 
 
 class Supervised(Contrastive):
@@ -172,7 +172,7 @@ class Supervised(Contrastive):
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """See ``Contrastive``."""
-        _copy_into(self.tensors(), tensors)
+        copy_into(self.tensors(), tensors)
 
 
 def method(settings: TrainSettings, network: SimCLR, labels: Sequence[str | None]) -> Contrastive:
@@ -185,7 +185,8 @@ def method(settings: TrainSettings, network: SimCLR, labels: Sequence[str | None
 
 
 @torch.no_grad()
-def _copy_into(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+def copy_into(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    """Copy tensors of the same names; ``KeyError`` or ``RuntimeError`` if one does not fit."""
     for name, value in ours.items():
         if value.shape != theirs[name].shape:
             raise RuntimeError(f"{name} has the shape {tuple(theirs[name].shape)}")

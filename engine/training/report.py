@@ -10,10 +10,14 @@ from engine.records import Rejection
 
 @dataclass(frozen=True, slots=True)
 class TrainProgress:
-    """The progress of a run. ``phase`` is "read", "train" or "export"; unused fields are 0 or None."""
+    """The progress of a run; unused fields are 0 or None.
+
+    ``phase`` is "read", "teach" (only with a teacher), "train" or "export".
+    """
 
     phase: str
-    done: int = 0  # "read": files read; "train": steps taken in the whole run
+    # "read": files read; "teach": images that the teacher saw; "train": steps taken in the whole run
+    done: int = 0
     total: int = 0  # of the files or the steps
     epoch: int = 0  # from 1
     epochs: int = 0

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -28,10 +29,18 @@ from engine.training.run_sources import check_sources
 from engine.training.saving import Saver
 from engine.training.scoring import Scorer
 from engine.training.settings import TrainSettings
+from engine.training.teacher import (
+    Teacher,
+    TeacherVectors,
+    check_teacher,
+    remove_vectors,
+    vectors_of,
+)
 from engine.training.trainer import Trainer, memory_errors
 from engine.training.training_set import TrainingSet, read_training_set
 
 LOGS = "logs"
+MAX_TEACHER_SIDE = 512  # pixels; larger pictures would take disk and time, and show hardly more
 
 _log = logging.getLogger("engine.training")
 
@@ -46,6 +55,7 @@ def train(
     description: str = "",
     licence: str = "",
     init: str | Path | None = None,
+    teacher: Teacher | None = None,
     resume: bool = False,
     cache: str | Path | None = None,
     stop: Callable[[], bool] | None = None,
@@ -59,6 +69,10 @@ def train(
 
     ``init`` is an encoder, by name or folder, whose weights replace the random ones at the start. Its
     widths must be those of the settings.
+
+    ``teacher`` is another encoder, whose vectors the network learns to follow, see ``teacher_weight``.
+    Its vectors lie in ``out`` until the training ends: 2 bytes a dimension and image. So a resumed run
+    needs no teacher, unless they are gone. A teacher that has changed is refused.
 
     ``resume`` continues the run in ``out``. Its settings are the default, and ``epochs`` may be larger.
     On the CPU the result is that of a run that never stopped. ``cache`` is a folder that keeps the
@@ -75,6 +89,7 @@ def train(
             raise UsageError(
                 f"the training in {folder} has its weights already: leave out init= or resume="
             )
+        check_teacher(before.data.get("teacher"), teacher, folder)
     first = _first_weights(init, settings) if init is not None else None
     check_sources(sources)
     make_folder(folder)
@@ -83,7 +98,12 @@ def train(
         stack.enter_context(locked(folder))
         if not before:
             check_fresh(folder)
-        training_set = run.read(sources, Path(cache) if cache is not None else None, stack)
+        taught_by = teacher.described() if teacher else None
+        if before and before.data.get("teacher"):
+            # The path may be another one now.
+            taught_by = before.data["teacher"]
+        cached = Path(cache) if cache is not None else None
+        training_set = run.read(sources, cached, stack, _side_for(taught_by))
         stack.enter_context(write_errors(folder))
         stack.enter_context(memory_errors(device))
         earlier = before.data if before else {}
@@ -95,12 +115,16 @@ def train(
             data=training_set.described(
                 description or earlier.get("description", ""),
                 first[1].name if first else earlier.get("init", ""),
+                taught_by,
             ),
             engine_version=engine_version(),
             licence=licence or (before.licence if before else ""),
         )
         network = first[0] if first else build(settings)
-        return run.train(training_set, network, provenance, stack, resume=before is not None)
+        vectors = run.teach(training_set, taught_by, teacher) if taught_by else None
+        return run.train(
+            training_set, network, provenance, stack, vectors, resume=before is not None
+        )
 
 
 class _Run:
@@ -122,7 +146,9 @@ class _Run:
         self._began = time.perf_counter()
         self._pool: ThreadPoolExecutor
 
-    def read(self, sources: Sequence[str], cache: Path | None, stack: ExitStack) -> TrainingSet:
+    def read(
+        self, sources: Sequence[str], cache: Path | None, stack: ExitStack, min_side: int
+    ) -> TrainingSet:
         """Decode the images; ``stack`` closes the open files."""
         self._pool = stack.enter_context(ThreadPoolExecutor(self._settings.workers or cpu_count()))
         training_set = read_training_set(
@@ -133,9 +159,22 @@ class _Run:
             pool=self._pool,
             stop=self._stop,
             reporter=self._reporter,
+            min_side=min_side,
         )
         stack.callback(training_set.read.close)
         return training_set
+
+    def teach(
+        self, training_set: TrainingSet, described: dict[str, Any], teacher: Teacher | None
+    ) -> TeacherVectors:
+        """The teacher's vectors of all images."""
+
+        def tick(done: int, total: int) -> None:
+            self._reporter.tell(TrainProgress("teach", done, total))
+
+        return vectors_of(
+            described, teacher, training_set.read, self._folder, tick=tick, stop=self._stop
+        )
 
     def train(
         self,
@@ -143,14 +182,18 @@ class _Run:
         network: SimCLR,
         provenance: Provenance,
         stack: ExitStack,
+        vectors: TeacherVectors | None,
         *,
         resume: bool,
     ) -> TrainReport:
         """Train to the end and export, unless the run is stopped."""
         folder, settings, read = self._folder, self._settings, training_set.read
         labels = read.pictures.labels
-        trainer = Trainer(settings, network, labels, self._device, self._stop)
-        batches = Batches(read.pictures, settings, training_set.batch, self._device, self._pool)
+        trainer = Trainer(settings, network, labels, self._device, self._stop, vectors)
+        views = 1 if vectors is not None and settings.teacher_weight == 1 else 2
+        batches = Batches(
+            read.pictures, settings, training_set.batch, self._device, self._pool, views
+        )
         position = None
         if resume:
             position = restore(folder, provenance, trainer, batches.per_epoch * settings.epochs)
@@ -177,7 +220,9 @@ class _Run:
         if loop.interrupted:
             return self._report(training_set, loop, {})
         self._reporter.tell(TrainProgress("export"))
-        return self._report(training_set, loop, self._export(training_set))
+        exported = self._export(training_set)
+        remove_vectors(folder)
+        return self._report(training_set, loop, exported)
 
     def _export(self, training_set: TrainingSet) -> dict[str, float | int | str]:
         """Write the encoder; return how well its files agree."""
@@ -216,6 +261,11 @@ class _Run:
 
 def _never() -> bool:
     return False
+
+
+def _side_for(teacher: dict[str, Any] | None) -> int:
+    """The shorter side of pictures that a teacher sees in full; 0 without one."""
+    return min(int(teacher["image_size"]), MAX_TEACHER_SIDE) if teacher else 0
 
 
 def _device(wanted: str) -> torch.device:

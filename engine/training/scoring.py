@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from engine.training.batches import Batches
+from engine.training.distill import Taught
 from engine.training.methods import Supervised
 from engine.training.model import normalised
 from engine.training.neighbours_sheet import sheet
@@ -62,7 +63,8 @@ class Scorer:
 
         Recall@1 is the share of views whose nearest clean image is their own. Clean images are squashed
         as for an encoder, and the views are the same in each epoch. If labels are learned, the best
-        network is instead chosen by the share of clean images with the right label predicted.
+        network is instead chosen by the share of clean images with the right label predicted, and if a
+        teacher is followed, by the mean cosine of the views with the teacher's vectors of their images.
         """
         if len(self._held_out) < 2:
             return None
@@ -82,8 +84,14 @@ class Scorer:
         recall = float((nearest.cpu() == torch.arange(len(nearest))).float().mean())
         self._writer.add_scalar("held_out_recall_at_1", recall, epoch)
         score = HeldOutScore(recall, None, recall)
-        if isinstance(self._trainer.method, Supervised):
-            accuracy = self._trainer.method.accuracy(clean, self._held_out.labels)
+        method = self._trainer.method
+        if isinstance(method, Taught):
+            agreement = method.agreement(torch.cat(parts))
+            self._writer.add_scalar("held_out_teacher_cosine", agreement, epoch)
+            score = HeldOutScore(recall, None, agreement)
+            method = method.inner
+        if isinstance(method, Supervised):
+            accuracy = method.accuracy(clean, self._held_out.labels)
             score = HeldOutScore(recall, accuracy, accuracy)
             if accuracy is not None:
                 self._writer.add_scalar("held_out_accuracy", accuracy, epoch)

@@ -41,6 +41,7 @@ class TrainSettings:
     blur_kernel: int = 5
     flip: float = 0.5  # probability
     grey: float = 0.0  # probability that a view has no colour
+    whole: float = 0.0  # probability that a view is the whole picture, squashed, instead of a crop
     turn: float = 0.0  # probability that a view is turned by up to 15°
     erase: float = 0.0  # probability that a rectangle of a view gets one colour
     bits: float = 0.0  # probability that a view has one bit per channel
@@ -48,6 +49,8 @@ class TrainSettings:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     shrink: float = 1.15  # pictures are kept with the shorter side at shrink × image_size
     temperature: float = 0.1
+    # Share of the loss that follows a teacher, if there is one; 1: one view of each image, no contrast.
+    teacher_weight: float = 0.5
     batch: int = 64  # images; the network sees two views of each
     epochs: int = 30
     learning_rate: float = 1e-3  # of Adam
@@ -174,7 +177,11 @@ _CHECKS: tuple[tuple[str, str, Callable[[Any, TrainSettings], bool]], ...] = (
         "0 to 0.5",
         lambda value, _: value is None or (_is_number(value) and 0 <= value <= 0.5),
     ),
-    ("flip grey turn erase bits", "from 0 to 1", lambda value, _: _is_share(value)),
+    (
+        "flip grey whole turn erase bits teacher_weight",
+        "from 0 to 1",
+        lambda value, _: _is_share(value),
+    ),
     ("shrink", "≥ 1", lambda value, _: _is_number(value) and value >= 1),
     ("temperature learning_rate", "above 0", lambda value, _: _is_number(value) and value > 0),
     ("seed", "0 to 2^63 - 1", lambda value, _: _is_int(value) and 0 <= value < 2**63),

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import TrainingError
+from engine.training.distill import Taught
 from engine.training.interruptible import stopping_between_layers, undone_if_abandoned
 from engine.training.methods import method
 from engine.training.model import SimCLR
 from engine.training.settings import TrainSettings
+from engine.training.teacher import TeacherVectors
 
 
 class Trainer:
@@ -25,11 +27,17 @@ class Trainer:
         labels: Sequence[str | None],
         device: torch.device,
         stop: Callable[[], bool],
+        vectors: TeacherVectors | None = None,
     ) -> None:
-        """``labels`` are those of the training images; passes are abandoned once ``stop()`` is true."""
+        """``labels`` are those of the training images, ``vectors`` those of a teacher, if there is one.
+
+        Passes are abandoned once ``stop()`` is true.
+        """
         self.device = device
         self.network = network.to(memory_format=torch.channels_last).to(device)
         self.method = method(settings, self.network, labels)
+        if vectors is not None:
+            self.method = Taught(settings, self.method, vectors, device)
         self._bf16 = settings.precision == "bf16"
         self._stop = stop
         self._parameters: dict[str, nn.Parameter] = {
@@ -49,7 +57,7 @@ class Trainer:
         )
 
     def step(self, rows: Sequence[int], views: Tensor, rate: float) -> float:
-        """Take one step on (2 × batch, 3, S, S) float32, first views and then second views.
+        """Take one step on (views × batch, 3, S, S) float32, first views and then second views.
 
         Returns the loss. Raises ``AbandonedError`` if the run should stop, with the network unchanged.
         """

@@ -24,8 +24,10 @@ class TrainingSet:
         self.read = read
         self.batch = batch
 
-    def described(self, description: str, init: str) -> dict[str, Any]:
-        """The data of checkpoints about the images, and about the encoder that the run began with."""
+    def described(
+        self, description: str, init: str, teacher: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The data of checkpoints about the images, and about the encoders that the run began with."""
         return {
             "count": len(self.read.pictures),
             "fingerprint": self.read.pictures.fingerprint,
@@ -33,6 +35,7 @@ class TrainingSet:
             "held_out_fingerprint": self.read.held_out.fingerprint,
             "description": description,
             **({"init": init} if init else {}),
+            **({"teacher": teacher} if teacher else {}),
         }
 
     def calibration(self) -> list[Images]:
@@ -56,16 +59,18 @@ def read_training_set(
     pool: Executor,
     stop: Callable[[], bool],
     reporter: Reporter,
+    min_side: int = 0,
 ) -> TrainingSet:
     """Decode the images; ``TrainingError`` if there is nothing to learn from.
 
+    Pictures are kept with a shorter side of at least ``min_side`` pixels, if they have them.
     Raises ``KeyboardInterrupt`` once ``stop()`` is true, because there is nothing to resume from yet.
     """
 
     def tick(done: int, total: int) -> None:
         reporter.tell(TrainProgress("read", done, total))
 
-    side = round(settings.shrink * settings.image_size)
+    side = max(round(settings.shrink * settings.image_size), min_side)
     read = read_pictures(
         sources,
         side=side,

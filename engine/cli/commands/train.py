@@ -66,6 +66,23 @@ class TrainOptions:
             help="Begin with the weights of simclr, or of a folder that 'engine train' wrote.",
         ),
     ] = ""
+    teacher: Annotated[
+        str,
+        typer.Option(
+            metavar="ENCODER",
+            autocompletion=completion.encoders(),
+            help="Learn to follow another encoder: a name, a folder, or a FILE.onnx with one picture "
+            "input. --resume needs it only if the training was stopped before it had all vectors.",
+        ),
+    ] = ""
+    teacher_weight: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Share of the loss that follows the teacher; 1: nothing else, from one view of each "
+            "image [0.5].",
+        ),
+    ] = None
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the training in ENCODER_DIR.")
     ] = False
@@ -160,6 +177,10 @@ class TrainOptions:
     grey: Annotated[
         float | None, typer.Option(metavar="P", help="Probability of a view without colour [0].")
     ] = None
+    whole: Annotated[
+        float | None,
+        typer.Option(metavar="P", help="Probability of a view of the whole image, squashed [0]."),
+    ] = None
     turn: Annotated[
         float | None,
         typer.Option(metavar="P", help="Probability that a view is turned by up to 15° [0]."),
@@ -231,6 +252,7 @@ def train(options: TrainOptions) -> None:
       engine train photos/ --out my-encoder --epochs 30
       engine train photos/ --out small-encoder --recipe small --cache decoded/
       engine train photos/ --out checked-encoder --held-out 0.2
+      engine train photos/ --out taught-encoder --teacher efficientnet.onnx
       tensorboard --logdir my-encoder/logs
     """
     if not options.sources:
@@ -239,6 +261,7 @@ def train(options: TrainOptions) -> None:
         raise UsageError("name a new folder for the encoder with --out")
     try:
         from engine import training
+        from engine.evaluation.teachers import find_teacher
     except ImportError as error:
         raise TrainingError(f"training needs {error.name}: {how_to_install('train')}") from None
     typed = options.given_settings(training.TrainSettings)
@@ -247,6 +270,7 @@ def train(options: TrainOptions) -> None:
         settings = training.resolve(typed, recipe=options.recipe, file=options.settings, base=base)
     except UsageError as error:
         raise UsageError(_in_options(str(error), typed)) from None
+    teacher = find_teacher(options.teacher) if options.teacher else None
     shown = TrainProgressBars()
     try:
         with interruptible("a checkpoint", shown.patience) as stop, shown:
@@ -259,6 +283,7 @@ def train(options: TrainOptions) -> None:
                 description=options.description,
                 licence=options.licence,
                 init=options.init or None,
+                teacher=teacher,
                 resume=options.resume,
                 cache=options.cache or None,
                 stop=stop,
