@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 Buffer = bytes | memoryview
 
@@ -78,6 +82,8 @@ class ImageRecord:
     place: Place | None  # its kept pixels
     decoder: str  # name and version of its decoder; empty for a row
     metadata: dict[str, object] | None = None  # label and the like, as ingested
+    # (dim,) float32 on request; None without a vector, or if none was requested. Not compared.
+    vector: npt.NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +173,7 @@ class IngestReport:
     # Other things that it met, and how many of each.
     notes: dict[str, int] = field(default_factory=dict)
     vectors: int = 0  # rows of vectors among those seen
+    image_vectors: int = 0  # images, new or stored, that got the vector that came with them
 
 
 @dataclass(frozen=True, slots=True)

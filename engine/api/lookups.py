@@ -83,8 +83,9 @@ class Lookups(OpenStore):
         the nearest ``k``, found with a recall of ``recall`` (see ``search_vectors``). Near: all images
         within ``max_distance``, of 256; ``near_count`` counts them, and the nearest ``near_limit`` are
         listed. A hit lists ``max_sources`` of its sources and counts all. None means no limit. A vector
-        is searched for in "similar" only. If the vectors were imported, "similar" finds nothing for an
-        image.
+        is searched for in "similar" only. If the vectors were imported, a query may also be an array
+        (dim,) of floats. "similar" then finds nothing for an image, unless it is one of the store, by
+        its id, that has a vector.
 
         ``ids``, ``source`` and ``where`` restrict the search. ``ids``: any integers; unknown ids are
         ignored. ``source``: one path or several, as ``remove`` takes them. ``where``: conditions on the
@@ -279,7 +280,8 @@ class Lookups(OpenStore):
     def _queries_of(
         self, query: object, number: int | None, exclude: Exclusions = NOTHING
     ) -> Iterator[Query | Reject]:
-        return queries_of(query, number, self._session.memory, self._stored_query, exclude)
+        vectors, memory = self.has_given_vectors, self._session.memory
+        return queries_of(query, number, memory, self._stored_query, exclude, vectors=vectors)
 
     def _stored_query(self, id_: int) -> Query:
         return self._again(lambda: stored_query(self._session, id_))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -40,11 +41,24 @@ _PARTS = ("keys", "pixels", "fingerprints", "vectors", "index", "encoder")
 class Reading(OpenStore):
     """The methods of ``Store`` that read without searching."""
 
-    def get(self, id_: int) -> ImageRecord:
-        """The record of image ``id_``; ``UnknownImageError`` if there is none."""
+    def get(self, id_: int, *, vector: bool = False) -> ImageRecord:
+        """The record of image ``id_``; ``UnknownImageError`` if there is none.
+
+        With ``vector``, its ``vector`` is (dim,) float32, or None if the image has none. That reads the
+        ids of all vectors, as ``vectors`` does.
+        """
         number = _whole(id_, "an id")
         self._session.follow()
-        return self._session.snapshot.get(number)
+        if not vector:
+            return self._session.snapshot.get(number)
+        return self._again(lambda: self._get_with_vector(number))
+
+    def _get_with_vector(self, id_: int) -> ImageRecord:
+        found = self._session.snapshot.get(id_)
+        if not self._session.snapshot.space.exists:
+            return found
+        row = self._vectors([id_])[0]
+        return replace(found, vector=None if np.isnan(row).all() else row)
 
     def __getitem__(self, id_: int) -> ImageRecord:
         """``store[7]`` is ``store.get(7)``; ``UnknownImageError`` is a ``KeyError`` too."""

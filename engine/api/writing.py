@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
 from dataclasses import replace
-from typing import Any, TypeGuard
+from typing import Any
 
-import numpy as np
-
-from engine.api.encoder_files import installed_bytes
-from engine.api.open_store import NO_ENCODER, OpenStore, encoder_named
+from engine.api.ingest_plan import planned
+from engine.api.ingest_sources import (
+    Given,
+    InMemory,
+    Stream,
+    given_sources,
+    paths_of,
+    sources_with_vectors,
+)
+from engine.api.open_store import NO_ENCODER, OpenStore
 from engine.api.paths import folder_named, source_names
 from engine.config import (
-    DEFAULT_ENCODER,
     check_keep_pixels,
     check_wait,
     check_workers,
@@ -30,10 +34,9 @@ from engine.errors import (
     UsageError,
     shortened,
 )
-from engine.images.packed_bits import PackedBits
 from engine.index.open import OpenIndex
-from engine.ingest.dry_run import DryRun
 from engine.ingest.run import Ingest, nothing_done
+from engine.ingest.vector_arrays import check_admission
 from engine.maintenance.check.run import Check, unreadable
 from engine.maintenance.optimize import Optimize
 from engine.maintenance.redescribe import redescribe
@@ -55,19 +58,13 @@ from engine.sources.in_memory import (
     Images,
     OneImage,
     VectorArray,
-    array_of,
-    is_image,
-    members,
-    unlike,
 )
-from engine.sources.items import Item
 from engine.sources.metadata import checked_metadata
+from engine.sources.skip_notes import WITHOUT_VECTOR
 from engine.sources.source_stream import Sources
+from engine.sources.sources_with_vectors import SourcesWithVectors
 from engine.stop import StoppedError
 from engine.storage.session import Session
-from engine.storage.vector_space import NO_VECTORS
-
-Stream = Iterable[tuple[str, OneImage] | tuple[str, OneImage, dict[str, Any] | None]]
 
 
 class Writing(OpenStore):
@@ -86,6 +83,7 @@ class Writing(OpenStore):
         normalize: bool = False,
         null: bool = False,
         exclude: Patterns = (),
+        vectors: str | os.PathLike[str] | None = None,
         progress: Callable[[int, int | None], None] | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> IngestReport:
@@ -99,14 +97,18 @@ class Writing(OpenStore):
         - Images of one size, called "memory:NAME#17": ``PackedBits``, or an array (n, H, W),
           (n, H, W, 1) or (n, H, W, 3) of bool or uint8. An array that holds only 0 and 1 is of bits. A
           shape that could also be one image, such as (n, H, 3), is refused.
-        - A stream, read on demand: an iterable of (name, image) or (name, image, metadata). An image is
+        - A stream, read on demand: an iterable of (name, image[, metadata[, vector]]). An image is
           bytes, a PIL image, ``PackedBits`` of one image, or an array (H, W), (H, W, 3) or (H, W, 4) of
-          bool, uint8 or uint16. An unreadable image is reported like an unreadable file.
-        - Vectors: an array (n, d) of float32. Vectors, also from a file, are rows without pixels, each
-          with its own id, for ``search_vectors``. A store holds vectors of one d, either its encoder's
-          or imported ones. Images added to imported vectors get no vector. ``normalize`` divides
-          vectors and later queries by their length, which makes scores cosines. The first vectors
-          fix it.
+          bool, uint8 or uint16. A vector is (d,) of float32, or None. An unreadable image is reported
+          like an unreadable file.
+        - Vectors: an array (n, d) of float32, as in files: rows without pixels, each with its own id.
+
+        ``vectors``: a file of the images' own vectors. Row i of a ``.npy`` (n, d) belongs to the i-th
+        image; an ``.npz`` has ``names`` (n,), text, and ``vectors`` (n, d). A column of a table is
+        ``FILE.parquet?vector=COLUMN``. An image keeps its first vector. It is rejected if the vector has
+        another d than the store's, is not finite, or is zero and to be normalized. A store holds either
+        an encoder's vectors or imported ones, of one d. ``normalize`` divides imported vectors and later
+        queries by their length, so that scores are cosines. The first vectors fix it.
 
         ``encoder``: the store's own by default, or "none" to add images without vectors. A store
         without an encoder adopts the first one named. ``files_from``: a file of more sources, one per
@@ -118,19 +120,49 @@ class Writing(OpenStore):
 
         Raises ``UsageError``, ``StoreLockedError``, ``StoreError``; earlier commits stay.
         """
-        given: Sources | _InMemory | None = self._in_memory(sources, name, metadata)
-        if given is None:
-            paths = _paths(sources)
-            given = Sources(
-                paths, files_from=files_from, recursive=recursive, null=null, exclude=exclude
-            )
-        elif len(sources) > 1 or files_from is not None:
-            raise UsageError("images in memory are ingested alone: call ingest once for each")
+        named = given_sources(
+            sources,
+            name=name,
+            metadata=metadata,
+            files_from=files_from,
+            recursive=recursive,
+            null=null,
+            exclude=exclude,
+            memory=self._session.memory,
+        )
         # Refuse wrong arguments before the store is opened for writing.
         check_keep_pixels(keep_pixels)
         check_workers(workers)
-        with self._alone("ingest"):
+        return self._ingest(
+            named,
+            vectors,
+            encoder,
+            keep_pixels=keep_pixels,
+            workers=workers,
+            normalize=normalize,
+            progress=progress,
+            stop=stop,
+        )
+
+    def _ingest(
+        self,
+        named: Sources | InMemory,
+        vectors: str | os.PathLike[str] | None,
+        encoder: str | None,
+        *,
+        keep_pixels: str,
+        workers: int | None,
+        normalize: bool,
+        progress: Callable[[int, int | None], None] | None,
+        stop: Callable[[], bool] | None,
+    ) -> IngestReport:
+        with self._alone("ingest"), ExitStack() as stack:
             self._session.follow()
+            given: Given = named
+            if vectors is not None:
+                given = sources_with_vectors(named, vectors, encoder, self._session.memory, stack)
+                check_admission(self._session.snapshot, given.dim, normalize=normalize)
+                encoder = NO_ENCODER
             chosen = self._chosen_encoder(encoder)
             try:
                 self._session.become_writer(stop=stop)
@@ -146,11 +178,13 @@ class Writing(OpenStore):
                 progress=_counting(progress, given.count),
                 stop=stop,
             )
-            if isinstance(given, _InMemory):
+            if isinstance(given, InMemory):
                 return run.run(given)
             self._session.writer.add_roots(given.folders)
             found = run.run(given)
             self._session.writer.add_roots(given.folders)  # a list may have named more of them
+            if isinstance(given, SourcesWithVectors) and given.unnamed:
+                found = replace(found, notes={**found.notes, WITHOUT_VECTOR: given.unnamed})
             return found
 
     def update(self, id_: int, *, metadata: dict[str, Any] | None) -> ImageRecord:
@@ -231,6 +265,7 @@ class Writing(OpenStore):
         normalize: bool = False,
         null: bool = False,
         exclude: Patterns = (),
+        vectors: str | os.PathLike[str] | None = None,
         memory: str | int | None = None,
         progress: Callable[[int, int | None], None] | None = None,
     ) -> IngestPlan:
@@ -241,43 +276,33 @@ class Writing(OpenStore):
         and ``ingest`` refuse are refused here too.
         """
         check_keep_pixels(keep_pixels)
-        budget = parse_memory(memory).total
-        given = Sources(
-            _paths(sources),
+        budget = parse_memory(memory)
+        named = Sources(
+            paths_of(sources),
             files_from=files_from,
             recursive=recursive,
             null=null,
             exclude=exclude,
         )
-        counting = None
-        if progress is not None:
-            total, report = given.count(), progress
-
-            def counting(done: int) -> None:
-                report(done, total)
-
         folder = folder_named(path)
-        there = (folder / "MANIFEST.json").exists()
-        store = cls.open(folder, read_only=True, memory=budget) if there else None
-        try:
-            files = store._session if store is not None else None
-            space = files.snapshot.space if files is not None else NO_VECTORS
-            dim, new = space.dim if space.has_encoder else 0, 0
-            if not space.exists and (encoder or files is None) and encoder != NO_ENCODER:
-                found = encoder_named(encoder or DEFAULT_ENCODER)
-                dim, new = found.dim, installed_bytes(found)
-            dim = dim if encoder != NO_ENCODER else 0
-            plan = DryRun(
-                files.snapshot if files else None,
-                dim=dim,
+        given: Sources | SourcesWithVectors = named
+        with ExitStack() as stack:
+            if vectors is not None:
+                given = sources_with_vectors(named, vectors, encoder, budget, stack)
+                encoder = NO_ENCODER
+            store = None
+            if (folder / "MANIFEST.json").exists():
+                store = stack.enter_context(cls.open(folder, read_only=True, memory=budget.total))
+            counting = _counting(progress, given.count)
+            return planned(
+                store.session.snapshot if store is not None else None,
+                folder,
+                given,
+                encoder,
                 keep_pixels=keep_pixels,
                 normalize=normalize,
-                disk_bytes=new,
+                progress=counting,
             )
-            return plan.run(given, folder, counting)
-        finally:
-            if store is not None:
-                store.close()
 
     def optimize(
         self,
@@ -405,53 +430,6 @@ class Writing(OpenStore):
             report = unreadable(error)
         return replace(report, problems=(*mended, *report.problems))
 
-    def _in_memory(
-        self, sources: Sequence[object], name: str | None, metadata: dict[str, Any] | None
-    ) -> _InMemory | None:
-        """The images passed to ``ingest``, if they are in memory; else None."""
-        most = self._session.memory.decoding
-        for source in sources:
-            other = unlike(source)
-            if other:
-                raise UsageError(f"a source must be a path, or images in memory, not {other}")
-            one = is_image(source)
-            if metadata is not None and not one:
-                break
-            if one:
-                try:
-                    checked_metadata(metadata)
-                except ImageError as error:
-                    raise UsageError(str(error)) from None
-                # Read it now, so that anything but an image is an error before any work is done.
-                found = list(members([(name or "", source, metadata)], most, strict=True))
-                return _InMemory(found, 1)
-            if isinstance(source, PackedBits | np.ndarray):
-                array = array_of(source, name or "")
-                return _InMemory([array], array.count)
-            if name is None and _is_stream(source):
-                return _InMemory(members(source, most), None)
-        if metadata is not None:
-            raise UsageError(
-                "metadata= is for one image in memory; images of a stream have their own"
-            )
-        if name is not None:
-            raise UsageError("name= is for images in memory; images of a stream have their own")
-        return None
-
-
-class _InMemory:
-    """Images in memory, with the interface of ``Sources``."""
-
-    def __init__(self, items: Iterable[Item], count: int | None) -> None:
-        self._items = items
-        self._count = count
-
-    def count(self) -> int | None:
-        return self._count
-
-    def __iter__(self) -> Iterator[Item]:
-        return iter(self._items)
-
 
 def _counting(
     progress: Callable[[int, int | None], None] | None, count: Callable[[], int | None]
@@ -462,25 +440,3 @@ def _counting(
     total, report = count(), progress
     report(0, total)
     return lambda done: report(done, total)
-
-
-def _is_stream(source: object) -> TypeGuard[Iterable[object]]:
-    """Whether ``source`` may be pairs of names and images; a list of paths is not."""
-    if isinstance(source, str | os.PathLike | Mapping | io.IOBase):
-        return False
-    if not isinstance(source, Iterable):
-        return False
-    listed = isinstance(source, list | tuple | set | frozenset)
-    return not (listed and any(isinstance(part, str | os.PathLike) for part in source))
-
-
-def _paths(sources: Sequence[object]) -> list[str]:
-    found = []
-    for source in sources:
-        if not isinstance(source, str | os.PathLike):
-            raise UsageError(
-                f"a source must be a path, each its own argument, or images in memory, "
-                f"not a {type(source).__name__}"
-            )
-        found.append(os.fspath(source))
-    return found

@@ -159,6 +159,11 @@ def ingest_text(report: IngestReport, *, memory: bool = False) -> str:
     lines = [
         f"{_seen(report)} in {report.seconds:.1f} s ({report.images_per_second:,.0f}/s): {parts}"
     ]
+    if report.image_vectors:
+        whose = "it" if report.image_vectors == 1 else "them"
+        lines.append(
+            f"{count_of(report.image_vectors, 'image')} got the vector that came with {whose}"
+        )
     if memory:
         lines.append(
             f"peak memory {size(report.peak_memory_bytes)} anonymous, "

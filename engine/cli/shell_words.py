@@ -15,6 +15,7 @@ OPTIONS = {
     "recall=": "--recall",
     "normalize=True": "--normalize",
     "null=True": "--null",
+    "vectors=": "--vectors",
     "where=": "--where",
     "path=": "--store",
     "wait=": "--wait",

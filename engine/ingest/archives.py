@@ -5,15 +5,16 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from engine.errors import ImageError, SourceError
+from engine.errors import ImageError, SourceError, UsageError
 from engine.ingest.commit import Commits
 from engine.ingest.counts import Tally
 from engine.ingest.image_commits import ImageCommits
+from engine.ingest.image_vectors import ImageVectors
 from engine.ingest.member_groups import ArchiveProgress, MemberGroup, member_groups
 from engine.ingest.resume import resume_archive, stamp_of
 from engine.ingest.stopping import Stopping
 from engine.ingest.workers import Preparing, Waiting
-from engine.sources.items import ArchiveItem
+from engine.sources.items import ArchiveItem, VectorArchive
 from engine.storage.changeset import Chunk
 from engine.storage.session import Session
 from engine.storage.source_rows import ArchiveRow
@@ -31,6 +32,7 @@ class ArchiveIngest:
         tally: Tally,
         stopping: Stopping,
         *,
+        vectors: ImageVectors,
         group_files: int,
     ) -> None:
         """``group_files`` is the largest number of images in one commit."""
@@ -40,6 +42,7 @@ class ArchiveIngest:
         self._commits = commits
         self._tally = tally
         self._stopping = stopping
+        self._vectors = vectors
         self._group_files = group_files
 
     def ingest(self, item: ArchiveItem, pool: ThreadPoolExecutor) -> None:
@@ -47,7 +50,7 @@ class ArchiveIngest:
         found = resume_archive(self._store.snapshot, item)
         self._tally.resume(found, left=1)
         row = found.row or ArchiveRow(*stamp_of(item))
-        if row.complete or found.hopeless:
+        if row.complete or found.hopeless or not self._admits(item):
             return
         archive = ArchiveProgress(item.name, row)
         groups = member_groups(
@@ -85,6 +88,22 @@ class ArchiveIngest:
             self._commits.reject_rest(item, error)
         else:
             self._complete(item, archive)
+
+    def _admits(self, item: ArchiveItem) -> bool:
+        """Whether the store takes the vectors of an archive, if it has some; else it is rejected.
+
+        ``UsageError`` if it is the first source of the run.
+        """
+        if not isinstance(item, VectorArchive) or not item.brings_vectors:
+            return True
+        try:
+            self._vectors.admit(item.vector_dim)
+        except UsageError as error:
+            if not self._tally.begun:
+                raise
+            self._commits.reject_rest(item, SourceError(str(error), retryable=True))
+            return False
+        return True
 
     def _complete(self, item: ArchiveItem, archive: ArchiveProgress) -> None:
         """Commit that an archive is read to its end, unless the run was stopped before."""

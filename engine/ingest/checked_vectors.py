@@ -67,6 +67,14 @@ def checked(block: VectorBlock, *, normalize: bool, numbers: int = CHECKED_NUMBE
     return CheckedBlock(block.first, rows, wrong)
 
 
+def reason_of(
+    vector: npt.NDArray[np.float32], *, normalize: bool
+) -> tuple[npt.NDArray[np.float32], str]:
+    """One vector (dim,) as stored, and what is wrong with it; empty if it is valid."""
+    found = checked(VectorBlock(0, vector[np.newaxis]), normalize=normalize)
+    return found.rows[0], _REASONS[found.wrong[0]]
+
+
 def stretches(values: npt.NDArray[np.uint8] | npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
     """The first and end index of each stretch of equal values."""
     if len(values):

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.ingest.encode import Vector
-from engine.storage.changeset import Chunk, NewImage, NewRows
+from engine.storage.changeset import Chunk, NewImage, NewRows, NewVectors
 from engine.storage.snapshot import Snapshot
 
 
@@ -21,6 +21,7 @@ class ChunkBuilder:
         self.chunk = Chunk()
         self._ids: dict[bytes, int] = {}  # ids of added images, by proof
         self._vectors: list[npt.NDArray[np.float32]] = []
+        self._brought: dict[int, Vector] = {}  # imported vectors, by image
 
     def find(self, images: Sequence[NewImage]) -> list[int | None]:
         """The id of the stored image equal to each of ``images``, or None; by key, then by proof."""
@@ -54,6 +55,14 @@ class ChunkBuilder:
         if vectors is not None:
             self._vectors.append(vectors)
 
+    def is_new(self, id_: int) -> bool:
+        """Whether this chunk adds image ``id_``."""
+        return id_ >= self.first_id
+
+    def bring(self, id_: int, vector: Vector) -> None:
+        """Give an image without a vector an imported one (dim,); in a chunk the first one counts."""
+        self._brought.setdefault(id_, vector)
+
     def describe(self, id_: int, metadata: dict[str, object]) -> None:
         """Set the metadata of a stored image, or of one that this chunk adds."""
         if id_ < self.first_id:
@@ -65,4 +74,8 @@ class ChunkBuilder:
         """The chunk, with its vectors."""
         if self._vectors:
             self.chunk.vectors = np.concatenate(self._vectors)
+        if self._brought:
+            ids = sorted(self._brought)
+            rows = np.stack([self._brought[id_] for id_ in ids])
+            self.chunk.image_vectors = NewVectors(np.array(ids, np.int64), rows)
         return self.chunk

@@ -19,6 +19,7 @@ class Counts:
     rejected: int = 0
     skipped: int = 0
     vectors: int = 0  # rows of vectors among the items above
+    image_vectors: int = 0  # images that got a vector of the caller's
     notes: Counter[str] = field(default_factory=Counter)
 
     @property

@@ -23,6 +23,7 @@ from engine.sources.items import (
     Member,
     Reject,
     Skipped,
+    VectorArchive,
     VectorItem,
 )
 from engine.storage.disk import disk
@@ -95,7 +96,8 @@ class DryRun:
                 size = item.size if isinstance(item, FileItem) else item.memory_bytes
                 self._images += 1
                 self._bytes += size
-                self._disk += _FILE_BYTES + len(item.name) + self._vector
+                brought = vector_bytes(len(item.vector)) if item.vector is not None else 0
+                self._disk += _FILE_BYTES + len(item.name) + max(self._vector, brought)
                 if self._keep == "yes":
                     self._disk += size
 
@@ -172,8 +174,10 @@ class DryRun:
             self._archives += 1
             return
         left = item.count - found.done
+        dim = item.vector_dim if isinstance(item, VectorArchive) and item.brings_vectors else 0
+        vector = max(self._vector, vector_bytes(dim) if dim else 0)
         self._images += left
-        self._disk += left * (_FILE_BYTES + len(item.name) + self._vector)
+        self._disk += left * (_FILE_BYTES + len(item.name) + vector)
 
 
 def vector_bytes(dim: int) -> int:

@@ -39,6 +39,7 @@ class FileIngest:
     def _new(self, group: Sequence[FileItem | Member]) -> list[FileItem | Member]:
         """The files of a group that are new or have another stamp; counts the others as done."""
         new: list[FileItem | Member] = []
+        brought: list[FileItem | Member] = []
         for item, state in zip(group, resume_files(self._store.snapshot, group), strict=True):
             if state is FileState.NEW:
                 new.append(item)
@@ -46,4 +47,10 @@ class FileIngest:
             self._tally.counts.unchanged += state is FileState.UNCHANGED
             self._tally.counts.rejected += state is FileState.REJECTED
             self._tally.advance(1)
+            if item.vector is not None and state is FileState.UNCHANGED:
+                brought.append(item)
+        if brought:
+            rows = self._store.snapshot.names([item.name for item in brought])
+            known = zip(brought, rows, strict=True)
+            self._images.bring([(item, row.id) for item, row in known if row is not None])
         return new

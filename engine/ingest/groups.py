@@ -70,7 +70,7 @@ class Groups:
                 self._tally.advance(1)
             elif isinstance(item, FileItem | Member):
                 group.append(item)
-                size += item.size if isinstance(item, FileItem) else 2 * item.memory_bytes
+                size += item.memory_bytes * (1 if isinstance(item, FileItem) else 2)
                 if len(group) >= self._max_files or size >= self._max_bytes:
                     yield group
                     group, size = [], 0

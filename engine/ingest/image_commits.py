@@ -9,6 +9,7 @@ from engine.ingest.chunk_builder import ChunkBuilder
 from engine.ingest.commit import Commits
 from engine.ingest.counts import Tally
 from engine.ingest.encode import Encoding, Vector
+from engine.ingest.image_vectors import ImageVectors
 from engine.ingest.member_groups import MemberGroup
 from engine.ingest.resume import stamp_of
 from engine.ingest.stopping import Stopping
@@ -32,9 +33,11 @@ class ImageCommits:
         commits: Commits,
         tally: Tally,
         stopping: Stopping,
+        vectors: ImageVectors,
     ) -> None:
         self._store = store
         self._encoding = encoding
+        self._vectors = vectors
         self._commits = commits
         self._tally = tally
         self._stopping = stopping
@@ -119,6 +122,9 @@ class ImageCommits:
         last: bool,
     ) -> None:
         known_rejects = len(rejects)
+        brought = next((v for one, _ in done if (v := one.item.vector) is not None), None)
+        if brought is not None:
+            self._vectors.adopt(len(brought))
         builder = ChunkBuilder(self._store.snapshot)
         before = self._store.snapshot.names([one.item.name for one, _ in done])
         images = [one.prepared.image for one, _ in done if one.prepared is not None]
@@ -133,6 +139,7 @@ class ImageCommits:
                 # The name occurs twice in this archive, for the same image or for another one.
                 same = _stands_for(item, name_row, named.get(item.name))
                 if same is not None and same == id_:
+                    self._bring(builder, item, id_)
                     self._tally.counts.unchanged += 1
                     continue
                 if same is not None:
@@ -150,6 +157,33 @@ class ImageCommits:
                 self._pass_by(builder, group)
         self._commits.rejects.put(builder.chunk, rejects)
         self._commits.commit(builder)
+        self._vectors.committed(builder.chunk)
+
+    def bring(self, known: Sequence[tuple[FileItem | Member, int]]) -> None:
+        """Commit the vectors of unchanged items whose images, by their ids, have none yet."""
+        lacking = [(item, id_) for item, id_ in known if self._vectors.lacks(id_)]
+        if not lacking:
+            return
+
+        def attempt() -> None:
+            dim = next(len(item.vector) for item, _ in lacking if item.vector is not None)
+            self._vectors.adopt(dim)
+            builder = ChunkBuilder(self._store.snapshot)
+            for item, id_ in lacking:
+                self._bring(builder, item, id_)
+            self._commits.commit(builder)
+            self._vectors.committed(builder.chunk)
+
+        def halves() -> None:
+            self.bring(lacking[: len(lacking) // 2])
+            self.bring(lacking[len(lacking) // 2 :])
+
+        self._commits.or_halves(attempt, halves if len(lacking) > 1 else None)
+
+    def _bring(self, builder: ChunkBuilder, item: FileItem | Member, id_: int) -> None:
+        """Give an image the vector that it comes with, unless it has one."""
+        if item.vector is not None and (builder.is_new(id_) or self._vectors.lacks(id_)):
+            builder.bring(id_, item.vector)
 
     def _take(
         self, builder: ChunkBuilder, one: ReadItem, vector: Vector | None, id_: int | None
@@ -161,7 +195,10 @@ class ImageCommits:
         if id_ is None:
             assert one.prepared is not None
             self._tally.counts.added += 1
-            return builder.add(one.prepared.image, vector)
+            id_ = builder.add(one.prepared.image, vector)
+            self._bring(builder, item, id_)
+            return id_
+        self._bring(builder, item, id_)
         self._tally.counts.duplicates += 1
         if isinstance(item, Member) and item.metadata:
             builder.describe(id_, item.metadata)

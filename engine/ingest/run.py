@@ -22,6 +22,7 @@ from engine.ingest.encode import Encoding
 from engine.ingest.files import FileIngest
 from engine.ingest.groups import Groups
 from engine.ingest.image_commits import ImageCommits
+from engine.ingest.image_vectors import ImageVectors
 from engine.ingest.index_updates import IndexUpdates
 from engine.ingest.row_commits import RowCommits
 from engine.ingest.stopping import Stopping
@@ -73,14 +74,22 @@ class Ingest:
         self._peak = peak = PeakMemory()
         self._index = IndexUpdates(store, stopping, peak)
         self._commits = commits = Commits(store, tally, self._index, peak)
-        images = ImageCommits(store, encoding, commits, tally, stopping)
+        self._image_vectors = ImageVectors(store, encoding, tally, normalize=normalize)
+        images = ImageCommits(store, encoding, commits, tally, stopping, self._image_vectors)
         limits = store.limits
         # The kept bytes of a group's images and their resized pictures are in memory until the commit.
         each = KEEP_BITS_LIMIT + (3 * encoder.preprocessing.size**2 if encoder else 0)
         self._group_files = max(1, min(limits.chunk_files, store.memory.chunk // each))
         self._files = FileIngest(store, preparing, images, tally)
         self._archives = ArchiveIngest(
-            store, preparing, images, commits, tally, stopping, group_files=self._group_files
+            store,
+            preparing,
+            images,
+            commits,
+            tally,
+            stopping,
+            vectors=self._image_vectors,
+            group_files=self._group_files,
         )
         self._arrays = ArrayIngest(
             store,
@@ -106,7 +115,7 @@ class Ingest:
         started = time.perf_counter()
         self._store.become_writer()
         groups = Groups(
-            items,
+            self._image_vectors.checked(items),
             self._commits,
             self._tally,
             self._stopping,
@@ -166,4 +175,5 @@ class Ingest:
             interrupted=self._stopping.asked(),
             notes=dict(counts.notes),
             vectors=counts.vectors,
+            image_vectors=counts.image_vectors,
         )

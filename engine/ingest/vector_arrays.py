@@ -29,6 +29,16 @@ Mask = npt.NDArray[np.bool_]
 
 def check_admission(store: Snapshot, dim: int, *, normalize: bool) -> None:
     """``UsageError`` if the store does not take imported vectors of ``dim`` numbers."""
+    check_space(store, normalize=normalize)
+    if store.vector_rows and store.space.dim != dim:
+        raise UsageError(
+            f"vectors of {dim} dimensions do not go with those of {store.space.dim} dimensions that "
+            f"{store.path} holds: make another store for them"
+        )
+
+
+def check_space(store: Snapshot, *, normalize: bool) -> None:
+    """``UsageError`` if the store does not take imported vectors of any dimension."""
     space = store.space
     if not store.vector_rows:
         return
@@ -36,11 +46,6 @@ def check_admission(store: Snapshot, dim: int, *, normalize: bool) -> None:
         raise UsageError(
             f"{store.path} holds vectors of the encoder {space.name}, and others cannot be compared "
             f"with them: make another store for vectors of your own"
-        )
-    if space.dim != dim:
-        raise UsageError(
-            f"vectors of {dim} dimensions do not go with those of {space.dim} dimensions that "
-            f"{store.path} holds: make another store for them"
         )
     if normalize and not space.normalized:
         raise UsageError(

@@ -65,7 +65,7 @@ class Lookup:
         self._similar_tier = SimilarTier(index, self._hits, settings, cosine=self._cosine)
         self._asked = settings.tiers is not None
         self.tiers = searched_tiers(store, settings.tiers)
-        # A query that is an image has no vector to compare with imported ones.
+        # Most queries that are images have no vector to compare with imported ones.
         self._of_images = tuple(t for t in self.tiers if t != SIMILAR or not self._is_imported)
 
     def one(self, query: Query, wanted: IdSet | None = None) -> LookupResult:
@@ -126,16 +126,17 @@ class Lookup:
                     return LookupResult(query.name, error=query.unreadable)
                 _log.warning("%s: only its vector was looked up: %s", query.name, query.unreadable)
             return self._one_vector(query.name, query.vector, wanted)
-        if self._asked and self._of_images != self.tiers:
+        searched = self.tiers if query.own_vector is not None else self._of_images
+        if self._asked and searched != self.tiers:
             raise UsageError(
                 f"{self._store.path} holds imported vectors, and an image has no vector to compare: "
-                'look up FILE.npy#ROW of vectors, or leave tiers=["similar"] out'
+                "look up a vector, FILE.npy#ROW, or the id of an image that has one, or leave "
+                'tiers=["similar"] out'
             )
         found: list[IdenticalHit] = []
         nearby: tuple[NearHit, ...] = ()
         near_count = 0
         similar: tuple[SimilarHit, ...] = ()
-        searched = self._of_images
         self._store.snapshot.count_lookups(1)
         try:
             if IDENTICAL in searched:

@@ -20,6 +20,7 @@ from engine.sources.exclusions import NOTHING, Exclusions
 from engine.sources.in_memory import decoded_image, unlike
 from engine.sources.items import Reject
 from engine.sources.query import Query, open_images
+from engine.sources.vectors import vector_of
 
 QueryLike = (
     str
@@ -40,15 +41,20 @@ def queries_of(
     memory: MemoryBudget,
     stored: Callable[[int], Query],
     exclude: Exclusions = NOTHING,
+    *,
+    vectors: bool = False,
 ) -> Iterator[Query | Reject]:
     """The queries in what a caller gave: nearly always one image.
 
     ``number`` is its position among several, None if it is alone. If it cannot be read, it is a
     ``Reject``, or raises ``ImageError`` if alone. ``stored`` returns the image of an id as a query.
-    ``exclude``: see ``open_images``.
+    ``exclude``: see ``open_images``. ``vectors``: a float array (d,) is a query too.
     """
     try:
-        yield from _queries(query, number, memory, stored, exclude)
+        if vectors and _is_vector(query):
+            yield Query(_called("vector", number), None, None, vector_of(query))
+        else:
+            yield from _queries(query, number, memory, stored, exclude)
     except (ImageError, UsageError) as error:
         if number is None:
             raise
@@ -109,6 +115,10 @@ def _queries(
 
 def _is_id(query: object) -> TypeGuard[int | np.integer[Any]]:
     return isinstance(query, int | np.integer) and not isinstance(query, bool)
+
+
+def _is_vector(query: object) -> TypeGuard[npt.NDArray[np.floating[Any]]]:
+    return isinstance(query, np.ndarray) and query.ndim == 1 and query.dtype.kind == "f"
 
 
 def _path(query: str | os.PathLike[str]) -> str:

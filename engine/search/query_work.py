@@ -52,7 +52,9 @@ class QueryWork:
         self.query = query
         self.name = query.name
         self.spent: dict[str, float] = {}  # milliseconds of each stage
-        self.vector: npt.NDArray[np.float32] | None = None  # (1, dim), once it is encoded
+        # (1, dim): the image's imported one, or None until it is encoded.
+        own = query.own_vector
+        self.vector: npt.NDArray[np.float32] | None = own[None] if own is not None else None
         self._max_decoding = max_decoding
         self._max_distance = max_distance
         self._preprocessing = preprocessing

@@ -41,17 +41,20 @@ def stored_query(store: Session, id_: int) -> Query:
         raise ImageError(str(error)) from None
     if record.kind is Kind.VECTOR:
         return Query(name, None, None, _vector(store, id_))
+    # No encoder could make an imported vector again.
+    own = _vector(store, id_) if store.snapshot.space.of_images else None
     kept = store.snapshot.kept_whole(id_)
     if kept is not None:
         data, is_canonical = kept
         if is_canonical:
-            return Query(name, None, Decoded(from_canonical(data), record.container))
-        return Query(name, data, None)
+            decoded = Decoded(from_canonical(data), record.container)
+            return Query(name, None, decoded, own_vector=own)
+        return Query(name, data, None, own_vector=own)
     for _, decoded in in_sources(store, id_):
         if hashing.proof(decoded.pixels.canonical) == record.proof:
-            return Query(name, None, decoded)
+            return Query(name, None, decoded, own_vector=own)
     reason = "its pixels are not kept, and all of its sources are gone or have changed"
-    vector = _vector(store, id_)
+    vector = own if own is not None else _vector(store, id_)
     if vector is None:
         raise ImageError(f"{name}: {reason}: look up a file")
     return Query(name, None, None, vector, reason)

@@ -26,7 +26,7 @@ from engine.images.pil_images import from_image
 from engine.records import Decoded, Kind
 from engine.sources.items import ArrayItem, Member, Reject, RowBlock, VectorItem
 from engine.sources.metadata import checked_metadata
-from engine.sources.vectors import MemoryVectors
+from engine.sources.vectors import MemoryVectors, vector_of
 
 PREFIX = "memory:"
 _LIKE_A_ROW = re.compile(rb"#[0-9]+\Z")  # "memory:camera-3#17" is a row of an array
@@ -89,27 +89,32 @@ def array_of(source: Images | VectorArray, name: str) -> ArrayItem | VectorItem:
     return MemoryArray(source, name)  # type: ignore[arg-type]
 
 
-def member(name: object, image: object, metadata: object, max_bytes: int) -> Member:
+def member(
+    name: object, image: object, metadata: object, max_bytes: int, vector: object = None
+) -> Member:
     """One image as an item of an ingest; the caller may change ``image`` as soon as this returns.
 
     ``image`` is a file's bytes, a PIL image, an array (H, W), (H, W, 3) or (H, W, 4) of bool, uint8 or
-    uint16, or ``PackedBits`` of one image. ``max_bytes`` limits the memory for decoding it. Raises
-    ``UsageError`` for a wrong type or name, ``ImageError`` for an image that cannot be read.
+    uint16, or ``PackedBits`` of one image. ``max_bytes`` limits the memory for decoding it. ``vector``
+    is (d,) of float32, or None. Raises ``UsageError`` for a wrong type or name, ``ImageError`` for an
+    image that cannot be read.
     """
     called = _checked_name(name)
     said = checked_metadata(metadata)
+    brought = vector_of(vector) if vector is not None else None
     if isinstance(image, bytes | bytearray | memoryview):
         data = bytes(image)
-        return Member(called, _stamp_of(data, said), len(data), data, said)
+        return Member(called, _stamp_of(data, said), len(data), data, said, vector=brought)
     decoded = decoded_image(image, max_bytes)
     canonical = decoded.pixels.canonical
-    return Member(called, _stamp_of(canonical, said), len(canonical), b"", said, decoded)
+    stamp = _stamp_of(canonical, said)
+    return Member(called, stamp, len(canonical), b"", said, decoded, vector=brought)
 
 
 def members(
     stream: Iterable[object], max_bytes: int, *, strict: bool = False
 ) -> Iterator[Member | Reject]:
-    """The images of a stream of (name, image) or (name, image, metadata), read on demand.
+    """The images of a stream of (name, image[, metadata[, vector]]), read on demand.
 
     An unreadable image becomes a ``Reject``, and the stream goes on. So does an invalid element, unless
     ``strict`` is set or it is the first one, which raise ``UsageError``.
@@ -118,14 +123,14 @@ def members(
         # Its name until its own is read.
         called = f"{PREFIX}({number})".encode()
         try:
-            if not isinstance(element, tuple | list) or len(element) not in (2, 3):
+            if not isinstance(element, tuple | list) or len(element) not in (2, 3, 4):
                 raise UsageError(
-                    f"an element of a stream is (name, image) or (name, image, metadata), "
-                    f"not {_what(element)}"
+                    f"an element of a stream is (name, image), (name, image, metadata) or (name, "
+                    f"image, metadata, vector), not {_what(element)}"
                 )
-            name, image, metadata = (*element, None)[:3]
+            name, image, metadata, vector = (*element, None, None)[:4]
             called = _checked_name(name)
-            yield member(name, image, metadata, max_bytes)
+            yield member(name, image, metadata, max_bytes, vector)
         except UsageError as error:
             if strict or not number:
                 raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,6 +16,7 @@ from engine.errors import ImageError
 from engine.records import Decoded, Kind
 
 Rows = npt.NDArray[np.uint8]
+Vector = npt.NDArray[np.float32]
 HEAD_BYTES = 32  # first bytes of a file that show an image's signature
 
 
@@ -27,6 +28,13 @@ class FileItem:
     name: bytes  # the absolute path, which results show
     mtime_ns: int
     size: int
+    # (d,), if the caller brings a vector for it; its stamp does not cover the vector.
+    vector: Vector | None = field(default=None, compare=False)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes that it takes in memory once it is read."""
+        return self.size + (self.vector.nbytes if self.vector is not None else 0)
 
     def read(self, max_bytes: int) -> bytes:
         """The file's bytes; ``ImageError`` if it cannot be read or is larger than ``max_bytes``."""
@@ -54,11 +62,14 @@ class Member:
     metadata: dict[str, Any] | None = None  # label and the like, JSON values
     decoded: Decoded | None = None
     note: str = ""  # why its metadata is missing
+    # (d,), if the caller brings a vector for it.
+    vector: Vector | None = field(default=None, compare=False)
 
     @property
     def memory_bytes(self) -> int:
         """Bytes that it takes in memory."""
         taken = len(self.data) if self.decoded is None else len(self.decoded.pixels.canonical)
+        taken += self.vector.nbytes if self.vector is not None else 0
         # JSON takes up to twenty times its bytes as Python objects.
         return taken + (20 * len(json.dumps(self.metadata)) if self.metadata else 0)
 
@@ -146,6 +157,15 @@ class ArchiveItem(Protocol):
         A member of more than ``max_bytes`` is a ``Reject`` and is not read. ``SourceError`` if the
         container breaks off; the members yielded before are good.
         """
+
+
+@runtime_checkable
+class VectorArchive(ArchiveItem, Protocol):
+    """An archive whose members may have vectors of the caller's."""
+
+    brings_vectors: bool  # whether its members are read with their vectors
+    vector_dim: int | None  # values per vector; None if only reading the members would show it
+    vectors_stamped: bool  # whether the stamp of the archive covers the vectors
 
 
 @dataclass(frozen=True, slots=True)

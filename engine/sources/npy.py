@@ -80,16 +80,16 @@ class NpyFile:
         self.forced = kind
         if archive is not None and member is not None:
             with _reading_zip(), _open_member(archive, member) as stream:
-                self.shape, self.dtype, self.fortran = _header(stream)
+                self.shape, self.dtype, self.fortran = header(stream)
         else:
             with self._open() as file:
-                self.shape, self.dtype, self.fortran = _header(file)
+                self.shape, self.dtype, self.fortran = header(file)
 
     @contextmanager
     def data(self, offset: int = 0) -> Iterator[IO[bytes]]:
         """A stream of its data from byte ``offset`` on; ``SourceError`` if the file has changed."""
         with self._open() as file:
-            if _header(file) != (self.shape, self.dtype, self.fortran):
+            if header(file) != (self.shape, self.dtype, self.fortran):
                 raise changed()
             skip(file, offset)
             yield file
@@ -167,18 +167,18 @@ def read(file: IO[bytes], count: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
+def header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
     """Read an ``.npy`` header up to the data; return shape, dtype and whether in Fortran order."""
     try:
         version = np.lib.format.read_magic(file)
         # NumPy itself would read up to 4 GiB of what claims to be a header.
         width = 2 if version == (1, 0) else 4
         length = file.read(width)
-        header = file.read(min(int.from_bytes(length, "little"), _MAX_HEADER))
+        text = file.read(min(int.from_bytes(length, "little"), _MAX_HEADER))
         # Version 3 differs from 2 only in the encoding of field names, which no array here has.
         parse = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
         parse = parse or np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = parse(io.BytesIO(length + header))
+        shape, fortran, dtype = parse(io.BytesIO(length + text))
     # NumPy parses a header as a Python literal, which may raise any of these.
     except (
         ValueError,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -24,14 +24,21 @@ class Pages:
     largest: int = 0  # the largest page
     row: float = 0.0  # a row, on average, in the page of the largest rows
     dictionary: int = 0  # the dictionary page; one value may take nearly all of it
+    values: int = 0  # values in all pages, those of lists counted one by one
 
 
-def batch_rows(file: IO[bytes], chunks: Sequence[ColumnChunk], max_bytes: int) -> int:
+def batch_rows(
+    file: IO[bytes],
+    chunks: Sequence[ColumnChunk],
+    max_bytes: int,
+    lists: Callable[[str, Pages], float | None] = lambda path, pages: None,
+) -> int:
     """The number of rows per batch for batches of about 8 MiB, even if rows differ much in size.
 
     ``SourceError`` if a page is larger than the limit for an image. pyarrow would decompress the page as
     a whole, and a few kilobytes can become gigabytes. It holds one page of each column at a time, so the
-    limit applies to the sum of the columns too.
+    limit applies to the sum of the columns too. ``lists`` returns the bytes of a row of a column of
+    lists, whose pages do not tell how many rows they hold; None for another column.
     """
     row, dictionary, together = 1.0, 1, 0
     for chunk in chunks:
@@ -49,7 +56,8 @@ def batch_rows(file: IO[bytes], chunks: Sequence[ColumnChunk], max_bytes: int) -
                 f"or choose fewer columns with ?metadata=",
                 retryable=True,
             )
-        row += found.row
+        of_list = lists(chunk.path, found)
+        row += found.row if of_list is None else of_list
         dictionary += found.dictionary
     return max(1, min(_MAX_ROWS, int(_BATCH_BYTES / row), max_bytes // dictionary))
 
@@ -72,6 +80,7 @@ def walk(file: IO[bytes], chunk: ColumnChunk) -> Pages:
         if isinstance(data, dict):
             values = data.get(1)
             rows = values if isinstance(values, int) and values > 0 else 1
+            pages.values += rows
             pages.row = max(pages.row, unpacked / rows)
         elif 7 in header:
             pages.dictionary = unpacked

@@ -44,9 +44,14 @@ class Query:
         decoded: Decoded | None,
         vector: npt.NDArray[np.float32] | None = None,
         unreadable: str = "",
+        own_vector: npt.NDArray[np.float32] | None = None,
     ) -> None:
-        """``unreadable``: why there are no pixels, where ``vector`` is that of an image."""
+        """``unreadable``: why there are no pixels, where ``vector`` is that of an image.
+
+        ``own_vector``: the imported vector (d,) of an image with pixels, for the similar tier.
+        """
         self.name = name
+        self.own_vector = own_vector
         self.data = data  # the file's bytes, for an image file
         self.unreadable = unreadable
         self.vector = vector  # (d,); it has no pixels

@@ -11,10 +11,11 @@ PIECES = "pieces of files in a tar of several volumes: put them together with ta
 FOLDERS_WITH_DATA = "folders in zips that have contents of their own"
 NO_ARCHIVE = "tars followed by data that is not a tar"
 WITHOUT_METADATA = "images added without their metadata, which cannot be read or kept"
+WITHOUT_VECTOR = "images that the file of vectors does not name: they get no vector"
 IDX_IN_FOLDERS = "IDX files are not read in folders: name each as a source"
 ARRAYS_IN_FOLDERS = "array files are not read in folders: name each as a source"
 ARCHIVES_IN_FOLDERS = "archive and table files are not read in folders: name each as a source"
-_NOT_SKIPPED = {WITHOUT_METADATA, NO_ARCHIVE}
+_NOT_SKIPPED = {WITHOUT_METADATA, WITHOUT_VECTOR, NO_ARCHIVE}
 
 
 def unread(format_: str) -> str:

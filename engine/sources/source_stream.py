@@ -57,9 +57,14 @@ class Sources:
                 check_source(spec)
                 self._note_folder(spec)
 
+    @property
+    def has_lists(self) -> bool:
+        """Whether some sources are named in a list, which may be a pipe."""
+        return self._files_from is not None or "-" in self._specs
+
     def count(self) -> int | None:
         """The number of items, rows of arrays included; None if only reading all would show it."""
-        if self._files_from is not None or "-" in self._specs:
+        if self.has_lists:
             return None
         total = 0
         for spec in self._specs:

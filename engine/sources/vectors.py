@@ -12,7 +12,7 @@ from engine.errors import SourceError, UsageError
 from engine.images import hashing
 from engine.images.canonical import scaled
 from engine.sources import npy
-from engine.sources.items import VectorBlock
+from engine.sources.items import Vector, VectorBlock
 from engine.sources.npy import NpyFile
 
 # The limit is there because an index trains on thousands of vectors at a time.
@@ -29,7 +29,7 @@ class NpyVectors:
         """Check the shape; ``SourceError`` for any other array."""
         self._file = file
         self.name, self.mtime_ns, self.size = file.name, file.mtime_ns, file.size
-        if len(file.shape) != 2 or not 1 <= file.shape[1] <= MAX_DIM or file.shape[0] < 0:
+        if not _has_shape(file.shape):
             raise SourceError(
                 f"has dtype {file.dtype} and shape {file.shape}: images are uint8 or bool, {_NEEDED}"
             )
@@ -42,7 +42,7 @@ class NpyVectors:
     @staticmethod
     def claims(file: NpyFile) -> bool:
         """Whether the array holds floating-point numbers, which images never do."""
-        return file.dtype.kind == "f" and file.dtype.itemsize in _ITEM_BYTES
+        return _is_float(file.dtype)
 
     @property
     def row_bytes(self) -> int:
@@ -62,7 +62,7 @@ class NpyVectors:
                 whole = len(data) // width
                 if whole:
                     rows = np.frombuffer(data, dtype, whole * self.dim).reshape(whole, self.dim)
-                    yield VectorBlock(at, _float32(rows))
+                    yield VectorBlock(at, float32(rows))
                 if whole < want:
                     raise SourceError(
                         f"ends after row {at + whole} of {self.count}: it was cut short"
@@ -82,7 +82,7 @@ class MemoryVectors:
 
     def __init__(self, rows: npt.NDArray[Any], name: bytes) -> None:
         """Check dtype and shape, and compute the stamp; ``UsageError`` for any other array."""
-        if rows.dtype.kind != "f" or rows.dtype.itemsize not in _ITEM_BYTES:
+        if not _is_float(rows.dtype):
             raise UsageError(f"vectors have dtype {rows.dtype}: float32 is needed")
         if rows.ndim != 2 or not 1 <= rows.shape[1] <= MAX_DIM:
             raise UsageError(
@@ -105,10 +105,44 @@ class MemoryVectors:
         """Rows from ``start`` on."""
         step = max(1, min(max_rows, max_bytes // self.row_bytes))
         for at in range(start, self.count, step):
-            yield VectorBlock(at, _float32(self._rows[at : at + step]))
+            yield VectorBlock(at, float32(self._rows[at : at + step]))
 
 
-def _float32(rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+def require_vectors(shape: tuple[int, ...], dtype: np.dtype[Any], *, fortran: bool) -> None:
+    """``SourceError`` if an array holds no vectors, or columns instead of rows."""
+    if not _is_float(dtype) or not _has_shape(shape):
+        raise SourceError(f"has dtype {dtype} and shape {shape}: {_NEEDED}, of float32")
+    if fortran:
+        raise SourceError("is in Fortran order: save it with numpy.ascontiguousarray")
+
+
+def _is_float(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind == "f" and dtype.itemsize in _ITEM_BYTES
+
+
+def _has_shape(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 2 and 1 <= shape[1] <= MAX_DIM and shape[0] >= 0
+
+
+def vector_of(value: object) -> Vector:
+    """A caller's vector of one image, as a new array (d,) of float32; ``UsageError`` for anything else.
+
+    Values that are too large for float32 become infinite.
+    """
+    needed = f"a vector is an array (d,) of float32, with d from 1 to {MAX_DIM:,}"
+    try:
+        found = np.asarray(value)
+    # A tensor that requires a gradient raises RuntimeError.
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{needed}: {' '.join(str(error).split())[:300]}") from None
+    if not _is_float(found.dtype):
+        raise UsageError(f"{needed}, not {type(value).__name__} of dtype {found.dtype}")
+    if found.ndim != 1 or not 1 <= len(found) <= MAX_DIM:
+        raise UsageError(f"{needed}, not of shape {found.shape}")
+    return float32(found.copy())
+
+
+def float32(rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """(n, d) float32, C-contiguous, in native byte order; values that are too large become infinite."""
     with np.errstate(over="ignore", invalid="ignore"):
         return np.ascontiguousarray(rows, np.float32)

@@ -64,6 +64,14 @@ class NewRows:
         return len(self.keys)
 
 
+@dataclass(frozen=True, slots=True)
+class NewVectors:
+    """Imported vectors of images that a chunk adds, or of stored images that have none."""
+
+    ids: npt.NDArray[np.int64]  # (n,), ascending
+    rows: npt.NDArray[np.float32]  # (n, dim)
+
+
 @dataclass(slots=True)
 class NewName:
     """A file name that now stands for image ``id``; ``before`` is its previous row, if any."""
@@ -115,6 +123,8 @@ class Chunk:
     vectors: npt.NDArray[np.float32] | None = None
     # (n, dim): imported vectors, which have no images. A chunk with these has no images.
     imported: npt.NDArray[np.float32] | None = None
+    # None if no image gets an imported vector.
+    image_vectors: NewVectors | None = None
     names: list[NewName] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     arrays: list[tuple[bytes, ArrayRow]] = field(default_factory=list)
@@ -132,6 +142,8 @@ class Chunk:
         vectors = self.imported if self.imported is not None else self.vectors
         if vectors is not None:
             kept += vectors.nbytes + 8 * len(vectors)
+        if self.image_vectors is not None:
+            kept += self.image_vectors.rows.nbytes + self.image_vectors.ids.nbytes
         said = sum(len(json.dumps(one.metadata)) for one in self.images if one.metadata)
         said += sum(len(json.dumps(metadata)) for _, metadata in self.described)
         said += sum(len(json.dumps(metadata)) + _IMAGE_BYTES for _, metadata in self.redescribed)
@@ -147,6 +159,7 @@ class Chunk:
             self.images
             or self.rows
             or self.imported is not None
+            or self.image_vectors is not None
             or self.rekept
             or self.described
             or self.redescribed

@@ -14,12 +14,17 @@ from engine.images import hashing
 from engine.storage import file_names, nofollow
 from engine.storage.durable import replace_file
 from engine.storage.json_values import MAX_64, items, loads, members, number, real, text, truth
-from engine.storage.vector_space import IMPORTED_VECTORS, EncoderEntry, VectorSpace
+from engine.storage.vector_space import (
+    IMAGE_VECTORS,
+    IMPORTED_VECTORS,
+    EncoderEntry,
+    VectorSpace,
+)
 
 NAME = file_names.MANIFEST
 INDEX_FOLDER = file_names.INDEX
 _MAGIC = "image-index-engine store"
-_KNOWN_FEATURES: frozenset[str] = frozenset({IMPORTED_VECTORS})
+_KNOWN_FEATURES: frozenset[str] = frozenset({IMPORTED_VECTORS, IMAGE_VECTORS})
 _MAX_BYTES = 64 << 20
 _UUID_BYTES = 16
 _MAX_DIM = 1 << 24
@@ -186,7 +191,7 @@ class Manifest:
             "format": FORMAT_VERSION,
             "min_reader": MIN_READER,
             "min_writer": MIN_WRITER,
-            "features": [IMPORTED_VECTORS] if self.space.is_imported else [],
+            "features": self.space.features,
             "uuid": self.uuid,
             "settings": self.settings.to_dict(),
             "encoder": asdict(self.encoder) if self.encoder else None,
@@ -319,8 +324,11 @@ def _encoder(body: dict[str, Any]) -> EncoderEntry:
         fingerprint=text(body["fingerprint"]),
         file=text(body["file"]),
         normalized=truth(body.get("normalized", False)),
+        of_images=truth(body.get("of_images", False)),
     )
     if not entry.is_imported:
+        if entry.of_images:
+            raise ValueError("the vectors of an encoder are not imported")
         file_names.encoder_folder(entry.file, entry.generation)
     return entry
 

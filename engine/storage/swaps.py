@@ -102,21 +102,36 @@ def adopt_encoder(writer: Writer, install: Callable[[Path], EncoderEntry]) -> No
         writer.safely(lambda: writer.save(named))
 
 
-def adopt_vectors(writer: Writer, dim: int, *, normalized: bool) -> None:
+def adopt_vectors(writer: Writer, dim: int, *, normalized: bool, of_images: bool = False) -> None:
     """Let a store without vectors hold imported ones; an encoder that it had is dropped.
 
-    First the manifest, then a commit without the old extents, then the encoder's files.
+    ``of_images``: images may have some of them. First the manifest, then a commit without the old
+    extents, then the encoder's files.
     """
     writer.require_open()
     assert not writer.snapshot.vector_rows
-    writer.safely(lambda: _adopt_vectors(writer, dim, normalized=normalized))
+    entry = EncoderEntry(IMPORTED_VECTORS, 0, dim, "", "", normalized, of_images)
+    writer.safely(lambda: _adopt_vectors(writer, entry))
 
 
-def _adopt_vectors(writer: Writer, dim: int, *, normalized: bool) -> None:
+def adopt_image_vectors(writer: Writer, dim: int, *, normalized: bool) -> None:
+    """Let images have imported vectors of ``dim`` numbers, in a store without an encoder's vectors."""
+    writer.require_open()
+    if not writer.snapshot.vector_rows:
+        adopt_vectors(writer, dim, normalized=normalized, of_images=True)
+        return
+    entry = writer.manifest.encoder
+    assert entry is not None and entry.is_imported and entry.dim == dim
+    if not entry.of_images:
+        named = replace(writer.manifest, encoder=replace(entry, of_images=True))
+        writer.safely(lambda: writer.save(named))
+
+
+def _adopt_vectors(writer: Writer, entry: EncoderEntry) -> None:
     before = writer.manifest.space
     # It gets a generation of its own, because extents of the old one may have been begun.
     generation = file_names.next_number([before.generation], file_names.MAX_GENERATION)
-    entry = EncoderEntry(IMPORTED_VECTORS, generation, dim, "", "", normalized)
+    entry = replace(entry, generation=generation)
     if before == replace(VectorSpace.of(entry), generation=before.generation):
         return
     families = (extents.PIXELS.name, extents.FINGERPRINTS.name)

@@ -134,15 +134,19 @@ class Transaction:
         vectors = imported if imported is not None else changes.vectors
         space = self.snapshot.space
         if vectors is not None and space.exists and len(vectors):
-            self._append_vectors(space, vectors, first_id)
+            ids = np.arange(first_id, first_id + len(vectors), dtype=np.int64)
+            self._append_vectors(space, vectors, ids)
+        if changes.image_vectors is not None:
+            assert vectors is None and space.of_images
+            self._append_vectors(space, changes.image_vectors.rows, changes.image_vectors.ids)
         return _Placed(iter(places), first_row, rekept)
 
     def _append_vectors(
-        self, space: VectorSpace, vectors: npt.NDArray[np.float32], first_id: int
+        self, space: VectorSpace, vectors: npt.NDArray[np.float32], ids: npt.NDArray[np.int64]
     ) -> None:
-        """Append (n, dim) vectors with the ids of their images."""
+        """Append (n, dim) vectors, and (n,) ids of their images, which may be changed."""
         block = np.ascontiguousarray(vectors, np.float32)
-        ids = np.arange(first_id, first_id + len(block), dtype=np.int64)
+        assert block.shape == (len(ids), space.dim)
         if not space.is_imported and not (real := block.any(axis=1)).all():
             # The encoder gave no vector: the image is similar to nothing.
             ids[~real] = 0

@@ -9,6 +9,8 @@ from engine.storage.extents import Family
 
 # The feature of a store with imported vectors, and their name in place of an encoder's.
 IMPORTED_VECTORS = "vectors"
+# The feature of a store in which images have imported vectors.
+IMAGE_VECTORS = "image-vectors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,8 @@ class EncoderEntry:
     file: str  # relative to the store; empty for imported vectors
     # Whether imported vectors were divided by their length, as queries then are.
     normalized: bool = False
+    # Whether images may have imported vectors, too, and not only rows without pixels.
+    of_images: bool = False
 
     @property
     def is_imported(self) -> bool:
@@ -46,6 +50,8 @@ class VectorSpace:
     normalized: bool
     # None if no encoder of the store makes vectors.
     encoder: EncoderEntry | None
+    # Whether imported vectors may belong to images.
+    of_images: bool = False
 
     @classmethod
     def of(cls, entry: EncoderEntry | None) -> VectorSpace:
@@ -53,7 +59,7 @@ class VectorSpace:
         if entry is None:
             return NO_VECTORS
         encoder = None if entry.is_imported else entry
-        return cls(entry.generation, entry.dim, entry.normalized, encoder)
+        return cls(entry.generation, entry.dim, entry.normalized, encoder, entry.of_images)
 
     @property
     def exists(self) -> bool:
@@ -69,6 +75,12 @@ class VectorSpace:
     def is_imported(self) -> bool:
         """Return whether the vectors were imported rather than made from images."""
         return self.exists and not self.has_encoder
+
+    @property
+    def features(self) -> list[str]:
+        """Return what an engine has to know to use a store with this space."""
+        imported = [IMPORTED_VECTORS] if self.is_imported else []
+        return [*imported, IMAGE_VECTORS] if self.of_images else imported
 
     @property
     def is_cosine(self) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from engine.api import Store
+from engine.api.ingest_sources import check_sources
 from engine.cli import completion, logs, render
 from engine.cli.dataclass_options import takes
 from engine.cli.interrupts import interruptible
@@ -25,7 +26,6 @@ from engine.cli.progress import Progress
 from engine.cli.status import DONE, INTERRUPTED, SOME_REJECTED
 from engine.config import check_keep_pixels, default_store
 from engine.errors import UsageError
-from engine.sources.source_stream import Sources
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +66,14 @@ class IngestOptions:
             "(no).",
         ),
     ] = "auto"
+    vectors: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE",
+            help="Your own vectors for the images, float32: a .npy of (n, d), row i for the i-th image, "
+            "or an .npz of the arrays names and vectors.",
+        ),
+    ] = ""
     normalize: Annotated[
         bool,
         typer.Option(
@@ -91,48 +99,44 @@ def ingest(options: IngestOptions) -> None:
 
     Unchanged files are not read again, and equal images are stored once. Unreadable images are
     listed in the store's rejects.jsonl. Ctrl-C commits the finished images; run it again to go on.
-    The rows of a float32 array (n, d) are imported as vectors. A store holds either imported vectors
-    or those of an encoder.
+    The rows of a float32 array (n, d) are imported as vectors, and --vectors brings vectors for
+    images. A store holds either imported vectors or those of an encoder.
 
     \b
     Example:
       engine ingest photos/ masks.npy --store photos.store
       engine ingest photos/ --wait 60 --store photos.store
       engine ingest photos/ --exclude 'more/*.webp' --exclude '*.bmp' --store photos.store
+      engine ingest new/ --vectors new.npz --store own.store
       engine ingest 'synthetic:bits?n=20000&seed=0' --encoder none --store bits.store
     """
     named = options.sources or []
     if options.null and not options.files_from and "-" not in named:
         raise UsageError("--null is for a list: name one with --files-from, or as -")
     excluded = options.exclude or []
-    # Refuse missing sources before a store is created for them.
-    Sources(named, files_from=options.files_from or None, null=options.null, exclude=excluded)
+    # Refuse wrong sources before a store is created for them.
+    check_sources(
+        named,
+        files_from=options.files_from or None,
+        recursive=options.recursive,
+        null=options.null,
+        exclude=excluded,
+        vectors=options.vectors or None,
+        encoder=options.encoder or None,
+        memory=options.memory or None,
+    )
     check_keep_pixels(options.keep_pixels)
     path = options.store or default_store()
     if options.dry_run and options.wait:
         raise UsageError("--dry-run takes no lock: leave --wait out")
     if options.dry_run:
-        with Progress("dry run", "files") as progress:
-            plan = Store.plan(
-                path,
-                *named,
-                files_from=options.files_from or None,
-                encoder=options.encoder or None,
-                recursive=options.recursive,
-                keep_pixels=options.keep_pixels,
-                normalize=options.normalize,
-                null=options.null,
-                exclude=excluded,
-                memory=options.memory or None,
-                progress=progress,
-            )
-        show_line(render.line(asdict(plan)) if options.as_json else render.plan_text(plan))
-        raise typer.Exit(SOME_REJECTED if plan.rejected else DONE)
+        _report_plan(options, path, named)
     with interruptible() as stop:
         opened = Store.open(
             path,
             create=True,
-            encoder=options.encoder or None,
+            # The vectors that images come with would replace an encoder.
+            encoder=options.encoder or ("none" if options.vectors else None),
             memory=options.memory or None,
             wait=options.wait,
         )
@@ -147,11 +151,12 @@ def ingest(options: IngestOptions) -> None:
                 normalize=options.normalize,
                 null=options.null,
                 exclude=excluded,
+                vectors=options.vectors or None,
                 progress=progress,
                 stop=stop,
             )
             has_encoder = opened.has_encoder or opened.has_given_vectors
-    if report.added and not options.encoder and not has_encoder:
+    if report.added and not (options.encoder or options.vectors or has_encoder):
         warn(
             "no vectors were made, because this store was created with --encoder none: add "
             "--encoder simclr to make vectors of the images that you ingest from now on"
@@ -165,3 +170,23 @@ def ingest(options: IngestOptions) -> None:
     if report.interrupted:
         raise typer.Exit(INTERRUPTED)
     raise typer.Exit(SOME_REJECTED if report.rejected else DONE)
+
+
+def _report_plan(options: IngestOptions, path: str, named: list[str]) -> NoReturn:
+    with Progress("dry run", "files") as progress:
+        plan = Store.plan(
+            path,
+            *named,
+            files_from=options.files_from or None,
+            encoder=options.encoder or None,
+            recursive=options.recursive,
+            keep_pixels=options.keep_pixels,
+            normalize=options.normalize,
+            null=options.null,
+            exclude=options.exclude or [],
+            vectors=options.vectors or None,
+            memory=options.memory or None,
+            progress=progress,
+        )
+    show_line(render.line(asdict(plan)) if options.as_json else render.plan_text(plan))
+    raise typer.Exit(SOME_REJECTED if plan.rejected else DONE)

@@ -18,12 +18,14 @@ class KnownImages:
         self.complete = False  # whether all records could be read
         self.count = 0
         self.vectors = 0  # images that are vectors without pixels
+        self.without_pixels = IdSet.none(next_id)  # the ids of these
 
     def add(self, ids: npt.NDArray[np.int64], has_key: npt.NDArray[np.bool_]) -> None:
         """Add images with a record, (n,) both; vectors have no key."""
         self.ids.add(ids)
         self.count += len(ids)
         self.vectors += int((~has_key).sum())
+        self.without_pixels.add(ids[~has_key])
 
     def have_records(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Whether each of (n,) ids has a record, or may have one if not all could be read: (n,)."""

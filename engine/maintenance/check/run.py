@@ -13,7 +13,7 @@
                of sources is the committed one
 4. vectors     as many ids as vectors, none twice, each of a known image; the number of vectors of
                removed images is the committed one; the encoder can be loaded, or there are as many
-               imported vectors as records of them
+               vectors without pixels as records of them
 5. segments    checksum
 6. leftovers   bytes that an interrupted writer left behind: not damage, and gone with the next write
 

@@ -25,6 +25,7 @@ class VectorsCheck:
         self._store = store
         self._findings = findings
         self._known = known
+        self._bare = 0  # vectors without pixels that have a record
 
     def encoder(self) -> None:
         """Check that the encoder can be loaded, and is the one that made the vectors."""
@@ -60,8 +61,8 @@ class VectorsCheck:
         ids_whole = all(one.family != space.id_family for one in self._findings.damage.appends)
         if live is not None and ids_whole and self._known.complete:
             self._removed(space, store.snapshot.vector_rows - live)
-            if space.is_imported and live != self._known.vectors:
-                what = f"{self._known.vectors} vectors have a record, {live} are there"
+            if space.is_imported and self._bare != self._known.vectors:
+                what = f"{self._known.vectors} vectors have a record, {self._bare} are there"
                 self._findings.report("vectors", what)
                 self._findings.damage.rows = True
 
@@ -84,6 +85,7 @@ class VectorsCheck:
                 removed = store.snapshot.state.removed
                 there = self._known.were_given(ids) if removed else have_records
                 live += int(have_records.sum())
+                self._bare += int((have_records & self._known.without_pixels.has(ids)).sum())
                 if again or not there.all():
                     known = False
                     what = f"rows {rows[0]} to {rows[-1]} name unknown images"
