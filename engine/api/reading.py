@@ -14,7 +14,7 @@ from engine.config import (
     FORMAT_VERSION,
     whole,
 )
-from engine.errors import ImageError, UnknownImageError, UsageError
+from engine.errors import EncoderError, ImageError, UnknownImageError, UsageError
 from engine.images.thumbnail import thumbnail_png
 from engine.index.maintain import recall_of
 from engine.maintenance.backup import Backup
@@ -158,6 +158,7 @@ class Reading(OpenStore):
                 "generation": space.generation,
                 "fingerprint": space.fingerprint,
                 "normalized": space.is_cosine,
+                "text": self._takes_texts(),
             },
             segments=[
                 {"rows": s.rows, "bytes": s.bytes, "ordered": s.ordered}
@@ -165,6 +166,13 @@ class Reading(OpenStore):
             ],
             recall=recall_of(files.snapshot.manifest),
         )
+
+    def _takes_texts(self) -> bool | None:
+        """Whether texts can be looked up; None if the encoder's description is damaged."""
+        try:
+            return self._text_tower() is not None
+        except EncoderError:
+            return None
 
     def backup(
         self,

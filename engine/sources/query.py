@@ -35,7 +35,7 @@ _READ_BYTES = 1 << 20
 
 
 class Query:
-    """One query: a name, and the bytes or pixels of an image, or a vector."""
+    """One query: a name, and the bytes or pixels of an image, or a vector, or a text."""
 
     def __init__(
         self,
@@ -44,13 +44,24 @@ class Query:
         decoded: Decoded | None,
         vector: npt.NDArray[np.float32] | None = None,
         unreadable: str = "",
+        *,
+        is_text: bool = False,
     ) -> None:
-        """``unreadable``: why there are no pixels, where ``vector`` is that of an image."""
+        """``unreadable``: why there are no pixels, where ``vector`` is that of an image.
+
+        ``is_text``: the query is the text that is its name.
+        """
         self.name = name
         self.data = data  # the file's bytes, for an image file
         self.unreadable = unreadable
         self.vector = vector  # (d,); it has no pixels
+        self.is_text = is_text
         self._decoded = decoded
+
+    @property
+    def has_pixels(self) -> bool:
+        """Whether it is an image that can be decoded, or that reports why it cannot."""
+        return self.vector is None and not self.is_text
 
     @property
     def memory_bytes(self) -> int:
