@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-Extra = Literal["train", "eval", "parquet", "test", "docs", "peers", "bench", "all"]
+Extra = Literal["train", "eval", "text", "parquet", "test", "docs", "peers", "bench", "all"]
 
 
 def shortened(value: object) -> str:

@@ -27,7 +27,9 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 WIDTH = 90  # of a signature on one line
 METHODS = {
     "Open and close": ["open", "close", "refresh", "path", "has_encoder", "has_given_vectors"],
-    "Look up": ["lookup", "lookup_many", "find_identical", "search_vectors", "encode"],
+    "Look up": [
+        *("lookup", "lookup_many", "find_identical", "search_vectors", "encode", "encode_text"),
+    ],
     "Read": ["get", "sources", "records", "thumbnail", "vectors", "info"],
     "Fill and change": ["ingest", "plan", "update", "remove"],
     "Look after": ["optimize", "check", "check_at", "salvage", "backup", "export"],

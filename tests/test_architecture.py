@@ -45,6 +45,7 @@ ROOMS_OF = {
     "onnx": {"training"},
     "onnxscript": {"training"},
     "safetensors": {"training"},
+    "tokenizers": {"encoders"},
     "tensorboard": {"training"},
     "scipy": {"evaluation"},
     "pdqhash": {"images"},
@@ -64,6 +65,7 @@ HEAVY = {
     "pdqhash",
     "pyarrow",
     "scipy",
+    "tokenizers",
 }
 MAX_MODULE, MAX_CLASS, MAX_FUNCTION = 500, 400, 80  # lines
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Callable
@@ -12,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from two_towers import add_text_tower
 
+from engine import Store
 from engine.cli.app import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,7 +55,7 @@ def modules_in(*folders: str) -> list[Path]:
 
 
 @pytest.fixture
-def workshop(tmp_path: Path) -> Path:
+def workshop(tmp_path: Path, tiny_encoder: Path) -> Path:
     """A folder with everything that the examples name."""
     rng = np.random.default_rng(0)
     photos = tmp_path / "photos"
@@ -69,6 +72,9 @@ def workshop(tmp_path: Path) -> Path:
         with tarfile.open(tmp_path / name, "w") as archive:
             archive.add(tmp_path / "page.png", "page.png")
             archive.add(tmp_path / "page.json", "page.json")
+    clip = add_text_tower(shutil.copytree(tiny_encoder, tmp_path / "clip"))
+    with Store.open(tmp_path / "clip.store", create=True, encoder=str(clip)) as store:
+        store.ingest(photos)
     return tmp_path
 
 

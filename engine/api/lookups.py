@@ -11,9 +11,8 @@ from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from engine.api.open_store import OpenStore
+from engine.api.encodings import QUERIES, Encodings
 from engine.config import (
     DEFAULT_K,
     DEFAULT_MAX_DISTANCE,
@@ -22,7 +21,7 @@ from engine.config import (
     cpu_count,
     whole,
 )
-from engine.errors import ImageError, UsageError, shortened
+from engine.errors import ImageError, UsageError
 from engine.images import canonical
 from engine.images.packed_bits import PackedBits
 from engine.index.operating_point import check_recall
@@ -36,12 +35,12 @@ from engine.search.batches import MAX_BATCH, batches
 from engine.search.filters import Ids, Names, SearchedIn, Within
 from engine.search.identical import identical_ids
 from engine.search.lookup import Lookup
-from engine.search.queries import QueryLike, queries_of, rows_of
+from engine.search.queries import QueryLike, rows_of, text_queries, text_query
 from engine.search.settings import LookupSettings, check_k
-from engine.search.stored_query import stored_id, stored_query
+from engine.search.stored_query import stored_id
 from engine.search.tiers import IDENTICAL
 from engine.search.where import Conditions, WhereMetadata
-from engine.sources.exclusions import NOTHING, Exclusions, Patterns
+from engine.sources.exclusions import Exclusions, Patterns
 from engine.sources.in_memory import (
     Images,
     unlike,
@@ -52,17 +51,15 @@ from engine.sources.query import Query
 _ANSWER_BYTES = 4 + 8  # a score and an id
 _LOOKED_UP = 4096  # at most so many images in canonical form at a time
 
-# A list that holds one of these is several queries. A list of numbers is an array.
-_QUERIES = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, PackedBits)
 
-
-class Lookups(OpenStore):
+class Lookups(Encodings):
     """The methods of ``Store`` that search."""
 
     def lookup(
         self,
-        query: QueryLike,
+        query: QueryLike | None = None,
         *,
+        text: str | None = None,
         k: int = DEFAULT_K,
         tiers: Sequence[str] | None = None,
         min_score: float | str | None = None,
@@ -74,10 +71,12 @@ class Lookups(OpenStore):
         source: Names | None = None,
         where: Conditions | None = None,
     ) -> LookupResult:
-        """Look up one image.
+        """Look up one image, or one text.
 
         ``query`` is a path (or ``FILE.npy#ROW``), a file's bytes, an array, a PIL image, ``PackedBits``
-        of one image, or the id of a stored image, also as ``"#ID"``.
+        of one image, or the id of a stored image, also as ``"#ID"``. Instead of it, ``text`` says what
+        the images show. It is searched for in "similar" only, and the store's encoder must take texts.
+        A text of more tokens than the encoder takes is cut, with a warning.
 
         ``tiers``: any of "identical", "near" and "similar"; by default all that the store has. Similar:
         the nearest ``k``, found with a recall of ``recall`` (see ``search_vectors``). Near: all images
@@ -94,10 +93,13 @@ class Lookups(OpenStore):
         records once per commit. If ``k`` images pass, ``k`` are found. A hit lists its sources outside
         ``source`` too.
 
-        Raises ``ImageError`` if the query cannot be read as an image, and ``UsageError`` if the store
-        has no image from a source, or no image with a field of ``where``.
+        Raises ``ImageError`` if the query cannot be read as an image. Raises ``UsageError`` if the store
+        has no image from a source, or no image with a field of ``where``, and for an empty text or an
+        encoder that takes none.
         """
-        if isinstance(query, list | tuple) and any(isinstance(one, _QUERIES) for one in query):
+        if text is not None and query is not None:
+            raise UsageError("look up a query or a text=, not both")
+        if isinstance(query, list | tuple) and any(isinstance(one, QUERIES) for one in query):
             raise UsageError(f"a list of {len(query)} queries: use lookup_many")
         settings = LookupSettings.of(
             k=k,
@@ -112,7 +114,8 @@ class Lookups(OpenStore):
         self._session.follow()
         finder = self._finder(settings)
         # Two queries are enough to see that a large array is not one image.
-        named = list(islice(self._queries_of(query, None), 2))
+        asked = self._queries_of(query, None) if text is None else iter([text_query(text)])
+        named = list(islice(asked, 2))
         if len(named) != 1:
             count = "more than one image" if named else "no image"
             raise UsageError(f"{query!s} holds {count}: use lookup_many([{query!r:.60}])")
@@ -142,8 +145,9 @@ class Lookups(OpenStore):
 
     def lookup_many(
         self,
-        queries: Iterable[QueryLike],
+        queries: Iterable[QueryLike] = (),
         *,
+        texts: Sequence[str] = (),
         k: int = DEFAULT_K,
         tiers: Sequence[str] | None = None,
         min_score: float | str | None = None,
@@ -156,7 +160,7 @@ class Lookups(OpenStore):
         exclude: Patterns = (),
         where: Conditions | None = None,
     ) -> Iterator[LookupResult]:
-        """Look up many images, and yield one result for each.
+        """Look up many images, and then many texts, and yield one result for each.
 
         A query is whatever ``lookup`` takes, or the path of a folder, an array or an archive, which
         stands for all its images. The result of an unreadable query has an ``error``. An array is bits
@@ -165,12 +169,12 @@ class Lookups(OpenStore):
         A list, a tuple, an array (n, H, W[, 1 or 3]) or ``PackedBits`` is looked up in batches on all
         cores, each batch as of one commit. Any other iterable is looked up query by query, so that its
         producer can wait for each answer. A query that is not a path is called by its number,
-        "image 3".
+        "image 3". A text is looked up as by ``lookup(text=...)``.
 
         ``exclude``: patterns of files and folders to skip inside folders, as in ``ingest``. The other
         arguments are those of ``lookup``. A wrong one raises ``UsageError`` at the call.
         """
-        if isinstance(queries, _QUERIES) and not isinstance(queries, PackedBits):
+        if isinstance(queries, QUERIES) and not isinstance(queries, PackedBits):
             raise UsageError("queries come in a list: use lookup for one")
         if isinstance(queries, np.ndarray) and (
             queries.ndim < 3 or (queries.ndim == 3 and queries.shape[-1] in (3, 4))
@@ -180,6 +184,7 @@ class Lookups(OpenStore):
         if isinstance(queries, np.ndarray):
             canonical.require_images(queries)
             each = rows_of(queries)
+        named = text_queries(texts)
         settings = LookupSettings.of(
             k=k,
             tiers=tiers,
@@ -191,7 +196,9 @@ class Lookups(OpenStore):
         )
         left_out = Exclusions(exclude)
         self._session.follow()
-        self._finder(settings)
+        finder = self._finder(settings)
+        if named:
+            finder.text_encoder()
         within = self._within(ids, source, where)
         if within is not None:
             within.ids(self._session)
@@ -199,49 +206,11 @@ class Lookups(OpenStore):
             self._queries_of(query, number, left_out) for number, query in enumerate(each)
         )
         at_once = MAX_BATCH if isinstance(queries, Sequence | np.ndarray | PackedBits) else 1
-        return self._lookup_many(asked, at_once, settings, within)
-
-    def encode(self, images: Iterable[QueryLike]) -> npt.NDArray[np.float32]:
-        """The vectors that the store's encoder makes of images: (n, dim) float32, of length 1.
-
-        An image is anything that ``lookup`` takes; nothing is added to the store. They are decoded on
-        all cores, in batches that fit ``memory=``. A row is zero if the encoder has no vector for an
-        image. Raises ``ImageError`` for one that cannot be read, ``UsageError`` if the store has no
-        encoder, and ``EncoderError``.
-        """
-        if isinstance(images, _QUERIES):
-            raise UsageError("images come in a list: encode([image]) is for one")
-        self._session.follow()
-        encoder, memory = self._own_encoder(), self._session.memory
-        asked = (self._only(image) for image in images)
-        parts = [np.empty((0, encoder.dim), np.float32)]
-        with ThreadPoolExecutor(cpu_count(), thread_name_prefix="engine-encode") as workers:
-
-            def picture(query: Query) -> npt.NDArray[np.uint8]:
-                try:
-                    pixels = query.decode(memory.decoding).pixels
-                except ImageError as error:
-                    raise ImageError(f"{query.name}: {error}") from None
-                return encoder.preprocessing.of(pixels)
-
-            for batch in batches(asked, memory):
-                parts.append(encoder.encode(list(workers.map(picture, batch))))
-        return np.concatenate(parts)
-
-    def _only(self, image: QueryLike) -> Query:
-        """The one image that a caller named; ``UsageError`` if it is none, several, or a vector."""
-        found = list(islice(self._queries_of(image, None), 2))
-        if len(found) != 1:
-            raise UsageError(
-                f"{shortened(image)} holds {'several images' if found else 'no image'}"
-            )
-        if isinstance(found[0], Reject):
-            raise ImageError(f"{os.fsdecode(found[0].name)}: {found[0].reason}")
-        if found[0].unreadable:
-            raise ImageError(f"{found[0].name}: {found[0].unreadable}")
-        if found[0].vector is not None:
-            raise UsageError(f"{found[0].name} is a vector: there is nothing to encode")
-        return found[0]
+        found = self._lookup_many(asked, at_once, settings, within)
+        if not named:
+            return found
+        # Texts come one by one, because a batch loads the encoder of images.
+        return itertools.chain(found, self._lookup_many(named, 1, settings, within))
 
     def _lookup_many(
         self,
@@ -276,15 +245,6 @@ class Lookups(OpenStore):
         results = iter(found)
         for query in batch:
             yield next(results) if isinstance(query, Query) else _refused(query)
-
-    def _queries_of(
-        self, query: object, number: int | None, exclude: Exclusions = NOTHING
-    ) -> Iterator[Query | Reject]:
-        vectors, memory = self.has_given_vectors, self._session.memory
-        return queries_of(query, number, memory, self._stored_query, exclude, vectors=vectors)
-
-    def _stored_query(self, id_: int) -> Query:
-        return self._again(lambda: stored_query(self._session, id_))
 
     def find_identical(self, images: Images) -> npt.NDArray[np.int64]:
         """The id of the verified identical image for each of n images of one size, or -1: (n,) int64.
@@ -391,7 +351,9 @@ class Lookups(OpenStore):
         # Kept for the next query, which nearly always has the same settings. The space is in the key,
         # because the store may adopt an encoder.
         if self._last_lookup_key != asked or self._last_lookup is None:
-            self._last_lookup = Lookup(self._session, self._index, self._own_encoder, settings)
+            self._last_lookup = Lookup(
+                self._session, self._index, self._own_encoder, settings, self._own_text_encoder
+            )
             self._last_lookup_key = asked
         return self._last_lookup
 

@@ -21,6 +21,8 @@ from engine.config import (
 from engine.encoders import registry
 from engine.encoders.onnx import OnnxEncoder
 from engine.encoders.registry import EncoderFiles
+from engine.encoders.text import TextEncoder
+from engine.encoders.text_tower import TextTower
 from engine.errors import EncoderError, UsageError
 from engine.index.open import OpenIndex
 from engine.search.filters import SearchedIn
@@ -32,6 +34,10 @@ from engine.storage.extent_reader import MovedError
 from engine.storage.session import Session
 
 NO_ENCODER = "none"
+# Examples for those who look up a text in a store whose encoder takes none.
+ENCODERS_OF_TEXTS = (
+    "such as hf:openai/clip-vit-base-patch32 or open-clip:ViT-B-32/laion2b_s34b_b79k"
+)
 _TRIES = 10  # tries of a read while another process moves what it reads
 
 T = TypeVar("T")
@@ -45,6 +51,7 @@ class OpenStore:
         self._session = files
         self._index = OpenIndex(files)
         self._encoder: OnnxEncoder | None = None
+        self._text_encoder: TextEncoder | None = None
         self._last_lookup: Lookup | None = None
         self._last_lookup_key: object = None
         self._last_sources: SearchedIn | None = None
@@ -91,6 +98,7 @@ class OpenStore:
         self._index.close()
         self._session.close()
         self._encoder = None
+        self._text_encoder = None
 
     def __enter__(self) -> Self:
         return self
@@ -191,6 +199,35 @@ class OpenStore:
                 raise EncoderError(f"{self.path / entry.file} is not the encoder of this store")
             self._encoder = OnnxEncoder(found)
         return self._encoder
+
+    def _own_text_encoder(self) -> TextEncoder:
+        """What encodes texts; loads no encoder of images."""
+        if self._text_encoder is None:
+            tower = self._text_tower()
+            if tower is None:
+                space = self._session.snapshot.space
+                which = (
+                    f"its encoder, {space.name}, takes none"
+                    if space.has_encoder
+                    else "it has no encoder"
+                )
+                raise UsageError(
+                    f"{self.path} cannot look up texts, because {which}: make a store with an "
+                    f"encoder that does, {ENCODERS_OF_TEXTS}"
+                )
+            self._text_encoder = TextEncoder(tower, self._session.snapshot.encoder_file)
+        return self._text_encoder
+
+    def _text_tower(self) -> TextTower | None:
+        """The text tower of the store's encoder; None if it has none."""
+        entry = self._session.snapshot.space.encoder
+        if entry is None:
+            return None
+        folder = (self.path / entry.file).parent
+        tower, fingerprint = registry.read_text(folder, self._session.snapshot.encoder_file)
+        if fingerprint != entry.fingerprint:
+            raise EncoderError(f"{folder} is not the encoder of this store")
+        return tower
 
     def _chosen_encoder(self, wanted: str | None) -> EncoderFiles | None:
         """The encoder that an ingest names; ``UsageError`` if the store cannot use it."""

@@ -15,7 +15,7 @@ from engine.config import (
     FORMAT_VERSION,
     whole,
 )
-from engine.errors import ImageError, StoreError, UnknownImageError, UsageError
+from engine.errors import EncoderError, ImageError, StoreError, UnknownImageError, UsageError
 from engine.images.thumbnail import thumbnail_png
 from engine.index.maintain import recall_of
 from engine.index.random_pairs import score_at
@@ -174,6 +174,7 @@ class Reading(OpenStore):
                 "generation": space.generation,
                 "fingerprint": space.fingerprint,
                 "normalized": space.is_cosine,
+                "text": self._takes_texts(),
             },
             segments=[
                 {"rows": s.rows, "bytes": s.bytes, "ordered": s.ordered}
@@ -196,6 +197,13 @@ class Reading(OpenStore):
             return None
         shares = {"median": 0.5, "99 %": 0.99, "99.9 %": 0.999}
         return {name: round(score_at(pairs, share), 6) for name, share in shares.items()}
+
+    def _takes_texts(self) -> bool | None:
+        """Whether texts can be looked up; None if the encoder's description is damaged."""
+        try:
+            return self._text_tower() is not None
+        except EncoderError:
+            return None
 
     def backup(
         self,

@@ -24,6 +24,10 @@ class Output(ABC):
     def write(self, result: LookupResult) -> bool:
         """Write one result; return False once the reader has closed the output."""
 
+    def for_texts(self) -> Output:
+        """The form of the results of texts."""
+        return self
+
     def end(self) -> None:  # noqa: B027 (most have nothing to add)
         """Finish the output, also after no results at all."""
 
@@ -52,6 +56,10 @@ class TableOutput(Output):
                 encoded=self._encoded,
             )
         )
+
+    def for_texts(self) -> TableOutput:
+        """Without words for scores, because an image and a text are never as close as two images."""
+        return TableOutput(self._look, self._near, self._sources, encoded=False)
 
 
 class Json(Output):

@@ -262,6 +262,7 @@ def info_text(info: StoreInfo) -> str:
         ("vectors", f"{info.vectors:,}"),
         ("rejects", f"{info.rejects:,}"),
         ("encoder", encoder),
+        *([("text", "yes")] if info.encoder and info.encoder.get("text") else []),
         ("segments", f"{len(info.segments)} with {_rows(info.segments):,} vectors"),
         *([("recall", recall_text(info.recall))] if info.recall else []),
         *([("random pairs", _pairs_text(info.random_pairs))] if info.random_pairs else []),

@@ -12,6 +12,7 @@ OPTIONS = {
     'keep_pixels="yes"': "--keep-pixels yes",
     "max_distance=": "--max-distance",
     "min_score=": "--min-score",
+    "text=": "--text",
     "recall=": "--recall",
     "normalize=True": "--normalize",
     "null=True": "--null",

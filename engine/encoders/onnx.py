@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from engine.encoders.registry import EncoderFiles
 from engine.encoders.session import one_line, open_session
+from engine.encoders.unit_rows import unit_rows
 from engine.errors import EncoderError
 from engine.forking import abandon_in_child, keep_for_ever
 
@@ -95,22 +96,7 @@ class OnnxEncoder:
         # ONNX Runtime has no error class of its own.
         except Exception as error:
             raise EncoderError(f"the encoder {self.name!r} failed: {one_line(error)}") from None
-        shape = (len(batch), self.dim)
-        if (
-            not isinstance(vectors, np.ndarray)
-            or vectors.dtype != np.float32
-            or vectors.shape != shape
-        ):
-            found = f"{getattr(vectors, 'shape', '')} {getattr(vectors, 'dtype', type(vectors))}"
-            raise EncoderError(
-                f"the encoder {self.name!r} returned {found.strip()} for {len(batch)} pictures, "
-                f"instead of {shape} float32: export it again"
-            )
-        with np.errstate(over="ignore", invalid="ignore"):
-            norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-            good = np.isfinite(norms) & (norms > 0)
-            unit: npt.NDArray[np.float32] = np.where(good, vectors / np.where(good, norms, 1), 0)
-        return unit
+        return unit_rows(vectors, (len(batch), self.dim), self.name, "pictures")
 
     def _outputs(self, batch: npt.NDArray[np.uint8], stop: Callable[[], bool] | None) -> Any:
         if stop is None:

@@ -1,20 +1,21 @@
 """Finds an encoder by name or path, and reads its description without loading the model.
 
 An encoder is a folder of ``encoder.json`` and ONNX files, as ``engine train`` writes it. The model takes
-``pixels`` (n, S, S, 3) uint8 and returns ``embedding`` (n, dim) float32 of unit length.
+``pixels`` (n, S, S, 3) uint8 and returns ``embedding`` (n, dim) float32 of unit length. Some have a text
+tower too: see ``engine.encoders.text_tower``.
 """
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine.encoders.text_tower import Contents, TextTower, plain_contents
 from engine.errors import EncoderError
 from engine.images import hashing
 from engine.images.preprocessing import Preprocessing
@@ -45,6 +46,12 @@ class EncoderFiles:
     sha256: str  # of the model file, hex
     description: dict[str, Any]
     content: bytes = field(repr=False, compare=False)  # the model file's bytes
+    text: TextTower | None = None  # what encodes texts, if it has that
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of the files that it needs, all in one folder."""
+        return (self.model.name, *(self.text.files if self.text else ()), DESCRIPTION)
 
 
 def names() -> list[str]:
@@ -75,24 +82,56 @@ def find(name_or_path: str) -> EncoderFiles:
     return read(path)
 
 
-def read(folder: Path, contents: Callable[[str, int], bytes] | None = None) -> EncoderFiles:
+def read(folder: Path, contents: Contents | None = None) -> EncoderFiles:
     """The encoder in ``folder``, verified by its checksum.
 
     ``contents(name, most)`` reads a file of the folder of at most ``most`` bytes. It replaces a plain
     open for a folder that is not trusted.
     """
-    contents = contents or (lambda name, most: _contents(folder / name, most))
-    try:
+    contents = contents or plain_contents(folder)
+    with _reading(folder):
         body = _description(contents(DESCRIPTION, _MAX_DESCRIBED))
-        files = body["files"]
-        chosen = files[body.get("default") or ("int8" if "int8" in files else "fp32")]
+        chosen = _chosen(body)
         # Only the last part of the path, so that it cannot lead out of the folder.
         model = folder / Path(chosen["path"]).name
         dim, preprocessing = _size(body, "dim", _MAX_DIM), _preprocessing(body)
         name = _name(body["name"])
         content = contents(model.name, _MAX_MODEL)
         sha256 = hashing.file_hash(content).hex()
-        found = EncoderFiles(name, dim, preprocessing, model, sha256, body, content)
+        text = TextTower.described(body, encoder=name, dim=dim, folder=folder)
+        found = EncoderFiles(name, dim, preprocessing, model, sha256, body, content, text=text)
+    if sha256 != chosen.get("sha256"):
+        raise EncoderError(f"{model} is not the file that {DESCRIPTION} describes: copy it again")
+    return found
+
+
+def read_text(folder: Path, contents: Contents | None = None) -> tuple[TextTower | None, str]:
+    """The text tower of the encoder in ``folder``, if it has one, and the SHA-256 of its image model.
+
+    Only the description is read, so the SHA-256 is what it says. ``contents`` as for ``read``.
+    """
+    contents = contents or plain_contents(folder)
+    with _reading(folder):
+        body = _description(contents(DESCRIPTION, _MAX_DESCRIBED))
+        name, dim = _name(body["name"]), _size(body, "dim", _MAX_DIM)
+        tower = TextTower.described(body, encoder=name, dim=dim, folder=folder)
+        return tower, str(_chosen(body)["sha256"])
+
+
+def _chosen(body: dict[str, Any]) -> dict[str, Any]:
+    """The entry of the model that a description chooses."""
+    files = body["files"]
+    found = files[body.get("default") or ("int8" if "int8" in files else "fp32")]
+    if not isinstance(found, dict):
+        raise ValueError("files must be objects")
+    return found
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Turn the errors of reading a description into ``EncoderError``."""
+    try:
+        yield
     except OSError as error:
         raise EncoderError(f"{folder} cannot be read: {error.strerror}: {error.filename}") from None
     except RecursionError:
@@ -103,18 +142,6 @@ def read(folder: Path, contents: Callable[[str, int], bytes] | None = None) -> E
         raise EncoderError(
             f"{folder / DESCRIPTION} does not describe an encoder ({error})"
         ) from None
-    if sha256 != chosen.get("sha256"):
-        raise EncoderError(f"{model} is not the file that {DESCRIPTION} describes: copy it again")
-    return found
-
-
-def _contents(path: Path, most: int) -> bytes:
-    # Do not open a pipe, which would wait for a writer.
-    if not path.is_file():
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-    if path.stat().st_size > most:
-        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
-    return path.read_bytes()
 
 
 def _description(text: bytes) -> dict[str, Any]:

@@ -39,4 +39,12 @@ def find_teacher(spec: str | Path) -> Teacher:
             f"'engine train --out' wrote, or a FILE.onnx with one picture input"
         ) from error
     encoder = OnnxEncoder(files)
-    return Teacher(files.name, path, files.sha256, files.dim, files.image_size, encoder.encode)
+    resize, side = files.preprocessing.resize, files.preprocessing.size
+    return Teacher(
+        files.name,
+        path,
+        files.sha256,
+        files.dim,
+        side,
+        lambda pictures: encoder.encode([resize(each) for each in pictures]),
+    )

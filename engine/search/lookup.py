@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.encoders.onnx import OnnxEncoder
+from engine.encoders.text import TextEncoder
 from engine.errors import EncoderError, ImageError, UsageError
 from engine.images.preprocessing import Preprocessing
 from engine.index.open import OpenIndex
@@ -48,6 +49,7 @@ class Lookup:
         index: OpenIndex,
         encoder: Callable[[], OnnxEncoder],
         settings: LookupSettings,
+        texts: Callable[[], TextEncoder],
     ) -> None:
         """``UsageError`` if the store lacks something that ``settings`` ask for."""
         space = store.snapshot.space
@@ -60,6 +62,7 @@ class Lookup:
         self._store = store
         self._index = index
         self._encoder = encoder
+        self._texts = texts
         self._settings = settings
         self._hits = Hits(store, settings.max_sources)
         self._similar_tier = SimilarTier(index, self._hits, settings, cosine=self._cosine)
@@ -111,7 +114,7 @@ class Lookup:
 
     def _needs_pixels(self, work: QueryWork, wanted: IdSet | None) -> bool:
         """Whether a query has to be decoded; if only the identical tier is searched, not always."""
-        if work.query.vector is not None:
+        if not work.query.has_pixels:
             return False
         if self._of_images != (IDENTICAL,):
             return True
@@ -120,6 +123,8 @@ class Lookup:
 
     def _answer(self, work: QueryWork, wanted: IdSet | None) -> LookupResult:
         query = work.query
+        if query.is_text:
+            return self._one_text(work, wanted)
         if query.vector is not None:
             if query.unreadable:
                 if SIMILAR not in self.tiers:
@@ -238,6 +243,30 @@ class Lookup:
             raise _NoVectorError("the encoder gives no vector for it")
         with work.stage("similar"):
             return self._similar_tier.closest(index.vectors.rows, vector, taken, wanted)
+
+    def text_encoder(self) -> TextEncoder:
+        """What encodes texts; ``UsageError`` if the store has none, or other tiers are asked for."""
+        if self._asked and SIMILAR not in self.tiers:
+            raise UsageError(
+                "a text is looked up in the similar tier only: leave tiers= out, or add similar"
+            )
+        return self._texts()
+
+    def _one_text(self, work: QueryWork, wanted: IdSet | None) -> LookupResult:
+        """Search the similar tier for a text."""
+        self._store.snapshot.count_lookups(1)
+        with work.stage("load"):
+            encoder = self.text_encoder()
+        with work.stage("encode"):
+            vector = encoder.encode([work.name])
+        if not vector.any():
+            return LookupResult(work.name, error="the encoder gives no vector for it")
+        hits: tuple[SimilarHit, ...] = ()
+        index = self._index.current
+        if index is not None and self._rows(wanted):
+            with work.stage("similar"):
+                hits = self._similar_tier.closest(index.vectors.rows, vector, set(), wanted)
+        return LookupResult(work.name, (SIMILAR,), similar=hits, milliseconds=work.spent)
 
     def _one_vector(
         self, name: str, vector: npt.NDArray[np.float32], wanted: IdSet | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -11,7 +11,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from engine.config import MemoryBudget, whole
-from engine.errors import ImageError, UsageError
+from engine.encoders.text import require_text
+from engine.errors import ImageError, UsageError, shortened
 from engine.images import canonical
 from engine.images.packed_bits import PackedBits
 from engine.records import Decoded
@@ -73,6 +74,18 @@ def rows_of(images: npt.NDArray[Any]) -> Iterator[Query]:
         (row,) = canonical.rows_from_array(images[number : number + 1], kind)
         found = Decoded(canonical.from_canonical(row.tobytes()), "array")
         yield Query(_called("array", number), None, found)
+
+
+def text_query(text: object) -> Query:
+    """A text as a query; ``UsageError`` if it is not text, or is empty."""
+    return Query(require_text(text), None, None, is_text=True)
+
+
+def text_queries(texts: object) -> list[Query]:
+    """Texts as queries; ``UsageError`` if they are not a list of texts, or one is empty."""
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise UsageError(f"texts= is a list of texts, not {shortened(texts)}")
+    return [text_query(text) for text in texts]
 
 
 def _queries(

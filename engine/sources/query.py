@@ -35,7 +35,7 @@ _READ_BYTES = 1 << 20
 
 
 class Query:
-    """One query: a name, and the bytes or pixels of an image, or a vector."""
+    """One query: a name, and the bytes or pixels of an image, or a vector, or a text."""
 
     def __init__(
         self,
@@ -45,17 +45,26 @@ class Query:
         vector: npt.NDArray[np.float32] | None = None,
         unreadable: str = "",
         own_vector: npt.NDArray[np.float32] | None = None,
+        *,
+        is_text: bool = False,
     ) -> None:
         """``unreadable``: why there are no pixels, where ``vector`` is that of an image.
 
         ``own_vector``: the imported vector (d,) of an image with pixels, for the similar tier.
+        ``is_text``: the query is the text that is its name.
         """
         self.name = name
         self.own_vector = own_vector
         self.data = data  # the file's bytes, for an image file
         self.unreadable = unreadable
         self.vector = vector  # (d,); it has no pixels
+        self.is_text = is_text
         self._decoded = decoded
+
+    @property
+    def has_pixels(self) -> bool:
+        """Whether it is an image that can be decoded, or that reports why it cannot."""
+        return self.vector is None and not self.is_text
 
     @property
     def memory_bytes(self) -> int:

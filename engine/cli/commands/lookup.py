@@ -58,6 +58,14 @@ class LookupOptions:
         list[int] | None,
         typer.Option("--id", metavar="N", help="Look up image N of the store; may be repeated."),
     ] = None
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Look up what a text says, among the similar images; may be repeated. The store's "
+            "encoder must take texts.",
+        ),
+    ] = None
     store: StoreOption = ""
     k: Annotated[
         int, typer.Option("-k", "--top", metavar="N", help="Number of similar images to return.")
@@ -170,6 +178,7 @@ def lookup(options: LookupOptions) -> None:
       engine lookup query.jpg --json -k 3 --store photos.store
       engine lookup query.jpg --source photos/more/ --store photos.store
       engine lookup photos/ --exclude '*.bmp' --tier identical,near --csv --store photos.store
+      engine lookup --text 'a red bicycle' -k 20 --store clip.store
       engine lookup --id 2 --near-limit all --sources all --store photos.store
       engine lookup query.jpg --paths --store photos.store
       engine lookup photos/ --tier identical,near --not-found --store photos.store
@@ -178,9 +187,11 @@ def lookup(options: LookupOptions) -> None:
     named: list[queries.Query] = [*(options.images or []), *(options.id_ or [])]
     if options.null and not options.files_from:
         raise UsageError("--null is for a list: name one with --files-from")
-    if not named and not options.files_from:
+    texts = options.text or []
+    if not named and not texts and not options.files_from:
         raise UsageError(
-            "name at least one image: a file, a folder, ARCHIVE.tar#MEMBER, FILE.npy#ROW, or -"
+            "name at least one image: a file, a folder, ARCHIVE.tar#MEMBER, FILE.npy#ROW, or -; or a "
+            "text with --text"
         )
     settings = _settings(options)
     _check_form(options)
@@ -190,10 +201,14 @@ def lookup(options: LookupOptions) -> None:
     with opened, _Bar(named, options) as bar:
         output = _output(options, settings, encoded=not opened.has_given_vectors)
         asked = queries.pieces(named, options.files_from, null=options.null)
-        answers = (opened.lookup_many(piece, **settings) for piece in asked)
+        of_images = (opened.lookup_many(piece, **settings) for piece in asked)
+        of_texts = opened.lookup_many(texts=texts, **settings) if texts else ()
         read = True
-        for result in itertools.chain.from_iterable(answers):
-            read = output.write(result)
+        for form, result in itertools.chain(
+            zip(itertools.repeat(output), itertools.chain.from_iterable(of_images)),
+            zip(itertools.repeat(output.for_texts()), of_texts),
+        ):
+            read = form.write(result)
             failed |= result.error is not None
             missing |= not result.identical
             bar.step()
@@ -215,8 +230,9 @@ class _Bar:
         self._total: int | None = None
         if sys.stderr.isatty() and not sys.stdout.isatty():
             self._shown = Progress("lookup", plain=False, bar_after=_BAR_AFTER)
-            if not options.files_from:
-                self._total = queries.count(named, options.exclude or [])
+            images = None if options.files_from else queries.count(named, options.exclude or [])
+            if images is not None:
+                self._total = images + len(options.text or [])
 
     def __enter__(self) -> Self:
         if self._shown is not None:

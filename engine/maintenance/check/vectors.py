@@ -6,7 +6,7 @@ from contextlib import closing
 
 import numpy as np
 
-from engine.encoders import registry
+from engine.encoders import registry, text
 from engine.encoders.onnx import OnnxEncoder
 from engine.errors import EncoderError
 from engine.maintenance.check.findings import Findings
@@ -28,7 +28,7 @@ class VectorsCheck:
         self._bare = 0  # vectors without pixels that have a record
 
     def encoder(self) -> None:
-        """Check that the encoder can be loaded, and is the one that made the vectors."""
+        """Check that the encoder can be loaded, its text tower too, and made the vectors."""
         entry = self._store.snapshot.space.encoder
         if entry is None:
             return
@@ -39,6 +39,8 @@ class VectorsCheck:
                 raise EncoderError(f"{found.model} is not the encoder that made the vectors")
             # Loading it proves the rest of the description.
             OnnxEncoder(found, threads=1)
+            if found.text is not None:
+                text.verify(found.text, self._store.snapshot.encoder_file)
         except EncoderError as error:
             self._findings.damage.encoder = True
             part = str(folder.relative_to(self._store.path))

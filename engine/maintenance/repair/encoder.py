@@ -22,7 +22,7 @@ def restore_encoder(store: Session) -> None:
     inner = file_names.encoder_folder(entry.file, entry.generation)
     nofollow.make_folder(store.path, file_names.ENCODER)
     nofollow.make_folder(store.path, inner)
-    for name in (files.model.name, registry.DESCRIPTION):
+    for name in files.files:
         data = (files.model.parent / name).read_bytes()
         replace_file(store.path / inner / name, data, store.path)
     for parent in (store.path / file_names.ENCODER, store.path):
