@@ -44,6 +44,7 @@ INSIDE = {
     "questions.decode_cost_child": {
         "engine.images",
         "engine.images.decode",
+        "engine.images.preprocessing",
         "engine.images.rgb_picture",
     },
     "questions.exact_store": {"engine.cli.progress"},

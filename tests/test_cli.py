@@ -367,7 +367,7 @@ def test_lookup_prints_one_object_a_line(engine: Engine, shop: Path) -> None:
     ]
     assert unknown["identical"] == unknown["near"] == []
     assert len(unknown["similar"]) == 5
-    assert all(set(hit) == HIT | {"score"} for hit in unknown["similar"])
+    assert all(set(hit) == HIT | {"score", "percentile", "stranger"} for hit in unknown["similar"])
     assert all(isinstance(value, float) for value in known["milliseconds"].values())
     assert list(broken) == ["query", "error"]
 

@@ -85,7 +85,7 @@ class EvalOptions:
 
 @takes(EvalOptions)
 def evaluate(options: EvalOptions) -> None:
-    """Measure how well encoders find copies, separate classes and see what looks alike.
+    """Measure how encoders find copies, classes and what looks alike.
 
     --images makes copies of some images in eleven ways: JPEG, half size, crops, a turn, a mirror,
     colours, blur, noise, an overlay, grey. Each copy searches for its original among all images and
