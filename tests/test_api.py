@@ -414,6 +414,7 @@ PYTHON_ONLY = {
     "salvage": "a part of check_at",
     "close": "a command ends",
     "encode": "arrays",
+    "encode_text": "arrays",
     "find_identical": "arrays",
     "index": "what lies below, for tools that look inside",
     "get": "records of images, one by one",
