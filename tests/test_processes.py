@@ -225,6 +225,7 @@ def encode(_: str) -> None:
     """A session of ONNX Runtime that a child inherits, and one of its own."""
     encoder = OnnxEncoder(registry.find(os.environ["ENCODER"]), threads=2)
     picture = np.full((20, 20, 3), 7, np.uint8)
+    picture = encoder.preprocessing.resize(picture)
     right = encoder.encode([picture])
 
     def child() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from engine.config import MemoryBudget
 from engine.errors import ImageError
 from engine.images.preprocessing import Preprocessing
 from engine.records import Decoded
+from engine.search.ahead import BatchesAhead
+from engine.search.batch_work import BatchWork
 from engine.search.batches import MAX_BATCH, batches
 from engine.search.query_work import QueryWork
 from engine.sources.query import Query
@@ -229,3 +232,93 @@ def test_ahead_keeps_what_goes_wrong_for_whoever_asks() -> None:
     assert not work.has_picture
     with pytest.raises(ImageError):
         work.decoded()
+
+
+# --- ahead ----------------------------------------------------------------------------------------
+
+
+class SpiedWork(BatchWork):
+    """Notes when its work is begun."""
+
+    def __init__(self, names: list[str], begun: list[list[str]]) -> None:
+        super().__init__([], [], None)
+        self._names, self._begun = names, begun
+
+    def start(self, workers: Executor) -> None:
+        if self._names not in self._begun:
+            self._begun.append(self._names)
+        super().start(workers)
+
+
+def sized(name: str, size: int) -> Query:
+    """A query that counts as ``size`` bytes of memory."""
+    return Query(name, None, None, np.zeros(size // 4, np.float32))
+
+
+def test_the_next_batch_is_begun_with_the_one_before_it_and_no_other() -> None:
+    begun: list[list[str]] = []
+    read: list[str] = []
+
+    def queries() -> Iterator[Query]:
+        for number in range(5 * MAX_BATCH):
+            read.append(str(number))
+            yield sized(str(number), 400)
+
+    def prepare(some: Sequence[Query]) -> BatchWork:
+        return SpiedWork([query.name for query in some], begun)
+
+    with BatchesAhead(queries(), MemoryBudget(1 << 30), prepare) as ahead:
+        names = []
+        for number in range(1, 6):
+            batch = ahead.next()
+            assert batch is not None
+            names += [query.name for query in batch.queries if isinstance(query, Query)]
+            assert len(begun) == min(number + 1, 5)
+            assert len(read) == MAX_BATCH * min(number + 1, 5)
+        assert ahead.next() is None
+    assert names == [str(number) for number in range(5 * MAX_BATCH)]
+
+
+def test_batches_in_memory_fit_it_together() -> None:
+    memory = MemoryBudget(1 << 30)
+    half = memory.decoding // 2
+    begun: list[list[str]] = []
+    big = sized("big", half + 4)
+    queries = [sized("a", half // 2), sized("b", half // 2), big, sized("c", 4), sized("d", 4)]
+
+    def prepare(some: Sequence[Query]) -> BatchWork:
+        return SpiedWork([query.name for query in some], begun)
+
+    with BatchesAhead(queries, memory, prepare) as ahead:
+        found = []
+        while (batch := ahead.next()) is not None:
+            found.append([query.name for query in batch.queries if isinstance(query, Query)])
+            # The large one is begun by nobody but its caller, and nothing is begun beside it.
+            assert ["big"] not in begun
+            assert begun == ([["a", "b"]] if found[-1] != ["c", "d"] else [["a", "b"], ["c", "d"]])
+    assert found == [["a", "b"], ["big"], ["c", "d"]]
+
+
+@pytest.mark.slow
+def test_a_commit_between_two_batches_is_seen_by_the_second(tmp_path: Path) -> None:
+    files = [save(tmp_path / f"{number}.png", picture(number)) for number in range(2 * MAX_BATCH)]
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        found = store.lookup_many(files, tiers=["identical"])
+        first = [next(found) for _ in range(MAX_BATCH)]
+        store.ingest(*files)
+        rest = list(found)
+    assert not any(result.identical for result in first)
+    assert [result.identical[0].id for result in rest] == list(
+        range(MAX_BATCH + 1, 2 * MAX_BATCH + 1)
+    )
+
+
+@pytest.mark.slow
+def test_a_lookup_that_is_given_up_leaves_a_store_that_can_be_used(tmp_path: Path) -> None:
+    files = [save(tmp_path / f"{number}.png", picture(number)) for number in range(3 * MAX_BATCH)]
+    with Store.open(tmp_path / "store", create=True, encoder="none") as store:
+        store.ingest(*files)
+        found = store.lookup_many(files)
+        next(found)
+        found.close()  # type: ignore[attr-defined]
+        assert store.lookup(files[0]).identical[0].id == 1

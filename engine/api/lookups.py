@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
 
@@ -18,7 +17,6 @@ from engine.config import (
     DEFAULT_MAX_DISTANCE,
     DEFAULT_NEAR_LIMIT,
     SOURCES_SHOWN,
-    cpu_count,
     whole,
 )
 from engine.errors import ImageError, UsageError
@@ -31,7 +29,8 @@ from engine.records import (
     Kind,
     LookupResult,
 )
-from engine.search.batches import MAX_BATCH, batches
+from engine.search.ahead import BatchesAhead, PreparedBatch
+from engine.search.batch_work import BatchWork
 from engine.search.filters import Ids, Names, SearchedIn, Within
 from engine.search.identical import identical_ids
 from engine.search.lookup import Lookup
@@ -47,6 +46,7 @@ from engine.sources.in_memory import (
 )
 from engine.sources.items import Reject
 from engine.sources.query import Query
+from engine.storage.bitmap import IdSet
 
 _ANSWER_BYTES = 4 + 8  # a score and an id
 _LOOKED_UP = 4096  # at most so many images in canonical form at a time
@@ -205,46 +205,57 @@ class Lookups(Encodings):
         asked = itertools.chain.from_iterable(
             self._queries_of(query, number, left_out) for number, query in enumerate(each)
         )
-        at_once = MAX_BATCH if isinstance(queries, Sequence | np.ndarray | PackedBits) else 1
-        found = self._lookup_many(asked, at_once, settings, within)
+        in_batches = isinstance(queries, Sequence | np.ndarray | PackedBits)
+        look = self._in_batches if in_batches else self._one_by_one
+        found = look(asked, settings, within)
         if not named:
             return found
         # Texts come one by one, because a batch loads the encoder of images.
-        return itertools.chain(found, self._lookup_many(named, 1, settings, within))
+        return itertools.chain(found, self._one_by_one(named, settings, within))
 
-    def _lookup_many(
+    def _one_by_one(
         self,
         asked: Iterable[Query | Reject],
-        at_once: int,
         settings: LookupSettings,
         within: Within | None,
     ) -> Iterator[LookupResult]:
-        workers = ThreadPoolExecutor(cpu_count(), thread_name_prefix="engine-lookup")
-        try:
-            for batch in batches(asked, self._session.memory, at_once):
+        for query in asked:
+            self._session.follow(within_a_call=True)
+            yield self._answer(self._finder(settings), query, within)
+
+    def _in_batches(
+        self,
+        asked: Iterable[Query | Reject],
+        settings: LookupSettings,
+        within: Within | None,
+    ) -> Iterator[LookupResult]:
+        def prepare(queries: Sequence[Query]) -> BatchWork:
+            return self._again(
+                lambda: self._finder(settings).prepare(queries, self._ids_in(within))
+            )
+
+        with BatchesAhead(asked, self._session.memory, prepare) as ahead:
+            # In a forked process, nothing would ever be prepared.
+            self._session.require_own()
+            while (batch := ahead.next()) is not None:
                 self._session.follow(within_a_call=True)
-                yield from self._answers(self._finder(settings), batch, within, workers)
-        finally:
-            workers.shutdown(wait=False, cancel_futures=True)
+                results = self._answers(self._finder(settings), batch, within)
+                # Its pixels are not needed while the caller uses the results.
+                del batch
+                yield from results
+                self._session.require_own()
 
     def _answers(
-        self,
-        finder: Lookup,
-        batch: Sequence[Query | Reject],
-        within: Within | None,
-        workers: Executor,
+        self, finder: Lookup, batch: PreparedBatch, within: Within | None
     ) -> Iterator[LookupResult]:
-        if len(batch) == 1:
-            yield self._answer(finder, batch[0], within)
-            return
-        able = [query for query in batch if isinstance(query, Query)]
-        session = self._session
-        found = self._again(
-            lambda: finder.many(able, within.ids(session) if within is not None else None, workers)
+        """The results of a batch, all as of one commit."""
+        found = iter(self._again(lambda: finder.answers(batch.work, self._ids_in(within))))
+        return iter(
+            [next(found) if isinstance(one, Query) else _refused(one) for one in batch.queries]
         )
-        results = iter(found)
-        for query in batch:
-            yield next(results) if isinstance(query, Query) else _refused(query)
+
+    def _ids_in(self, within: Within | None) -> IdSet | None:
+        return within.ids(self._session) if within is not None else None
 
     def find_identical(self, images: Images) -> npt.NDArray[np.int64]:
         """The id of the verified identical image for each of n images of one size, or -1: (n,) int64.
@@ -392,10 +403,7 @@ class Lookups(Encodings):
         return _refused(query) if isinstance(query, Reject) else self._one(finder, query, within)
 
     def _one(self, finder: Lookup, query: Query, within: Within | None) -> LookupResult:
-        files = self._session
-        return self._again(
-            lambda: finder.one(query, within.ids(files) if within is not None else None)
-        )
+        return self._again(lambda: finder.one(query, self._ids_in(within)))
 
 
 def _refused(query: Reject) -> LookupResult:

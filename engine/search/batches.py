@@ -23,20 +23,30 @@ def batches(
 
     A single query may need more; decoding it then fails.
     """
+    return (batch for batch, _ in sized_batches(queries, memory.decoding, max_queries))
+
+
+def sized_batches(
+    queries: Iterable[Asked], max_bytes: int, max_queries: int = MAX_BATCH
+) -> Iterator[tuple[list[Asked], int]]:
+    """The queries in their order, in batches, each with the bytes of memory that it takes.
+
+    A batch takes at most ``max_bytes``, unless it is a single query.
+    """
     batch: list[Asked] = []
     size = 0
     for query in queries:
         needed = _memory_of(query)
-        if batch and size + needed > memory.decoding:
-            yield batch
+        if batch and size + needed > max_bytes:
+            yield batch, size
             batch, size = [], 0
         batch.append(query)
         size += needed
         if len(batch) >= max_queries:
-            yield batch
+            yield batch, size
             batch, size = [], 0
     if batch:
-        yield batch
+        yield batch, size
 
 
 def _memory_of(query: Query | Reject) -> int:

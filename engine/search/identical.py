@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from engine.errors import StoreDamagedError
 from engine.images import hashing
-from engine.records import Buffer, Decoded
+from engine.records import Buffer
 from engine.storage.bitmap import IdSet
 from engine.storage.image_rows import ImageRow
 from engine.storage.session import Session
@@ -27,11 +27,13 @@ def id_of_file(store: Session, file_hash: bytes, wanted: IdSet | None) -> int | 
 
 
 def rows_of_pixels(
-    store: Session, decoded: Decoded, known: set[int], wanted: IdSet | None
+    store: Session, key: bytes, form: Buffer, known: set[int], wanted: IdSet | None
 ) -> Iterator[tuple[ImageRow, str]]:
-    """The rows of images with these pixels, without ``known`` ids; each with how it was verified."""
-    form = decoded.pixels.canonical
-    for row in store.snapshot.image_of(hashing.key(form, store.snapshot.settings.hash_seed)):
+    """The rows of images with the canonical ``form``, without ``known`` ids, and how each was verified.
+
+    ``key`` is the key of ``form`` in this store.
+    """
+    for row in store.snapshot.image_of(key):
         if row.id in known or (wanted is not None and row.id not in wanted):
             continue
         verified = verify(store, row, form)

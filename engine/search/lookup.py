@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from time import perf_counter
 
 import numpy as np
@@ -20,7 +19,8 @@ from engine.errors import EncoderError, ImageError, UsageError
 from engine.images.preprocessing import Preprocessing
 from engine.index.open import OpenIndex
 from engine.index.unit_vectors import normalized
-from engine.records import Decoded, IdenticalHit, LookupResult, NearHit, SimilarHit
+from engine.records import IdenticalHit, LookupResult, NearHit, SimilarHit
+from engine.search.batch_work import BatchWork
 from engine.search.hits import Hits
 from engine.search.identical import id_of_file, rows_of_pixels
 from engine.search.near import NearImages, near_images
@@ -55,6 +55,7 @@ class Lookup:
         space = store.snapshot.space
         self._is_imported = space.is_imported
         self._cosine = space.is_cosine
+        self._hash_seed = store.snapshot.settings.hash_seed
         score, most = settings.min_score, 1.0 if self._cosine else math.inf
         if score is not None and not (isinstance(score, _NUMBER) and abs(score) <= most):
             what = "a cosine, between -1 and 1" if self._cosine else "a number"
@@ -79,20 +80,24 @@ class Lookup:
         """
         return self._answer(self._work(query, None), wanted)
 
-    def many(
-        self, queries: Sequence[Query], wanted: IdSet | None, workers: Executor
-    ) -> list[LookupResult]:
-        """``one`` for each of some queries, in their order: workers decode them, one batch is encoded.
+    def prepare(self, queries: Sequence[Query], wanted: IdSet | None) -> BatchWork:
+        """The work of some queries, for ``answers``; other threads may do a part of it before that.
 
         The pixels of all are in memory together: see ``batches`` in ``engine.search.batches``.
         """
-        preprocessing = self._preprocessing(wanted)
+        encoder = self._loaded_encoder(wanted)
+        preprocessing = encoder.preprocessing if encoder is not None else None
         works = [self._work(query, preprocessing) for query in queries]
         ahead = [work for work in works if self._needs_pixels(work, wanted)]
-        for _ in workers.map(QueryWork.ahead, ahead):
-            pass
-        self._encode(ahead, wanted)
-        return [self._answer(work, wanted) for work in works]
+        return BatchWork(works, ahead, encoder)
+
+    def answers(self, batch: BatchWork, wanted: IdSet | None) -> list[LookupResult]:
+        """``one`` for each query of a batch, in their order.
+
+        The snapshot may be newer than the one that the batch was prepared with: a store never gets
+        another seed or encoder.
+        """
+        return [self._answer(work, wanted) for work in batch.works]
 
     def _work(self, query: Query, preprocessing: Preprocessing | None) -> QueryWork:
         return QueryWork(
@@ -100,14 +105,15 @@ class Lookup:
             max_decoding=self._store.memory.decoding,
             max_distance=self._settings.max_distance if NEAR in self._of_images else None,
             preprocessing=preprocessing,
+            hash_seed=self._hash_seed if IDENTICAL in self._of_images else None,
         )
 
-    def _preprocessing(self, wanted: IdSet | None) -> Preprocessing | None:
-        """How to make the encoder's input; None if nothing is encoded, or it cannot be loaded."""
+    def _loaded_encoder(self, wanted: IdSet | None) -> OnnxEncoder | None:
+        """The encoder of the queries; None if nothing is encoded, or it cannot be loaded."""
         if SIMILAR not in self._of_images or not self._rows(wanted):
             return None
         try:
-            return self._encoder().preprocessing
+            return self._encoder()
         # Each query reports it.
         except EncoderError:
             return None
@@ -147,10 +153,9 @@ class Lookup:
             if IDENTICAL in searched:
                 self._by_file(work, found, wanted)
             if searched != (IDENTICAL,) or not found:
-                decoded = work.decoded()
+                work.decoded()
                 if IDENTICAL in searched:
-                    with work.stage("identical"):
-                        self._by_pixels(decoded, found, wanted)
+                    self._by_pixels(work, found, wanted)
                 taken = {hit.id for hit in found}
                 if NEAR in searched:
                     near, nearby = self._near(work, taken, wanted)
@@ -189,10 +194,12 @@ class Lookup:
                 if id_ is not None:
                     found.append(self._hits.identical(id_, "digest"))
 
-    def _by_pixels(self, decoded: Decoded, found: list[IdenticalHit], wanted: IdSet | None) -> None:
+    def _by_pixels(self, work: QueryWork, found: list[IdenticalHit], wanted: IdSet | None) -> None:
+        key, form = work.key(self._hash_seed), work.decoded().pixels.canonical
         known = {hit.id for hit in found}
-        for row, verified in rows_of_pixels(self._store, decoded, known, wanted):
-            found.append(self._hits.identical(row.id, verified, in_runs=row.in_runs))
+        with work.stage("identical"):
+            for row, verified in rows_of_pixels(self._store, key, form, known, wanted):
+                found.append(self._hits.identical(row.id, verified, in_runs=row.in_runs))
 
     def _near(
         self, work: QueryWork, taken: set[int], wanted: IdSet | None
@@ -209,21 +216,6 @@ class Lookup:
         index = self._index.current
         rows = index.vectors.rows if index is not None else 0
         return rows if wanted is None else min(rows, len(wanted))
-
-    def _encode(self, works: Sequence[QueryWork], wanted: IdSet | None) -> None:
-        """Encode all pictures at once; if that fails, each query encodes its own and reports it."""
-        able = [work for work in works if work.has_picture]
-        if not able or not self._rows(wanted):
-            return
-        encoder, started = self._encoder(), perf_counter()
-        try:
-            vectors = encoder.encode([work.picture(encoder.preprocessing) for work in able])
-        except EncoderError:
-            return
-        each = (perf_counter() - started) * 1e3 / len(able)
-        for work, vector in zip(able, vectors, strict=True):
-            work.vector = vector[None]
-            work.spent["encode"] = work.spent.get("encode", 0.0) + each
 
     def _similar(
         self, work: QueryWork, taken: set[int], wanted: IdSet | None

@@ -47,8 +47,11 @@ class QueryWork:
         max_decoding: int,
         max_distance: int | None,
         preprocessing: Preprocessing | None,
+        hash_seed: int | None = None,
     ) -> None:
-        """``max_decoding`` is in bytes. With None, ``ahead`` makes no fingerprints or no picture."""
+        """``max_decoding`` is in bytes. Where one is None, ``ahead`` makes no fingerprints
+        (``max_distance``), no picture (``preprocessing``), or no hashes (``hash_seed``).
+        """
         self.query = query
         self.name = query.name
         self.spent: dict[str, float] = {}  # milliseconds of each stage
@@ -58,8 +61,10 @@ class QueryWork:
         self._max_decoding = max_decoding
         self._max_distance = max_distance
         self._preprocessing = preprocessing
+        self._hash_seed = hash_seed
         self._file_hash: bytes | None = None
         self._decoded: Decoded | None = None
+        self._key: bytes | None = None
         self._prints: Bytes | None = None
         self._picture: Bytes | None = None
         self._error: ImageError | None = None
@@ -83,6 +88,14 @@ class QueryWork:
             with self.stage("decode"):
                 self._decoded = self.query.decode(self._max_decoding)
         return self._decoded
+
+    def key(self, hash_seed: int) -> bytes:
+        """The key of its pixels in a store with this seed."""
+        if self._key is None:
+            canonical = self.decoded().pixels.canonical
+            with self.stage("identical"):
+                self._key = hashing.key(canonical, hash_seed)
+        return self._key
 
     def prints(self, max_distance: int) -> Bytes:
         """The fingerprints that an image within ``max_distance`` may have: (m, 32) uint8."""
@@ -108,7 +121,11 @@ class QueryWork:
     def ahead(self) -> None:
         """Compute all parts; an ``ImageError`` is raised later, by ``decoded``."""
         try:
+            if self._hash_seed is not None:
+                self.file_hash()
             self.decoded()
+            if self._hash_seed is not None:
+                self.key(self._hash_seed)
             if self._max_distance is not None:
                 self.prints(self._max_distance)
             if self._preprocessing is not None:
