@@ -72,6 +72,14 @@ def workshop(tmp_path: Path, tiny_encoder: Path) -> Path:
         with tarfile.open(tmp_path / name, "w") as archive:
             archive.add(tmp_path / "page.png", "page.png")
             archive.add(tmp_path / "page.json", "page.json")
+    for number in range(8):
+        square = Image.new("RGB", (40, 30), (200 * (number % 2), 9 * number, 90))
+        (tmp_path / "classes" / f"{number % 2}").mkdir(parents=True, exist_ok=True)
+        square.save(tmp_path / "classes" / f"{number % 2}" / f"{number}.png")
+    (tmp_path / "new").mkdir()
+    Image.new("RGB", (40, 30), (9, 99, 9)).save(tmp_path / "new" / "a.png")
+    vectors = rng.standard_normal((1, 6), dtype=np.float32)
+    np.savez(tmp_path / "new.npz", names=np.array(["a.png"]), vectors=vectors)
     clip = add_text_tower(shutil.copytree(tiny_encoder, tmp_path / "clip"))
     with Store.open(tmp_path / "clip.store", create=True, encoder=str(clip)) as store:
         store.ingest(photos)

@@ -195,7 +195,7 @@ class OpenStore:
         if self._encoder is None:
             folder = (self.path / entry.file).parent
             found = registry.read(folder, self._session.snapshot.encoder_file)
-            if found.sha256 != entry.fingerprint:
+            if (found.sha256, found.dim) != (entry.fingerprint, entry.dim):
                 raise EncoderError(f"{self.path / entry.file} is not the encoder of this store")
             self._encoder = OnnxEncoder(found)
         return self._encoder

@@ -16,7 +16,7 @@ _MOUNTS_OF_USERS = frozenset(map(PurePosixPath, ("/media", "/run/media")))
 
 
 # A query after the name of a file chooses one of several ways to read it.
-QUERIES = (b"?kind=", b"?image=", b"?metadata=")
+QUERIES = (b"?kind=", b"?image=", b"?metadata=", b"?vector=")
 
 
 def without_query(name: bytes) -> bytes:

@@ -155,9 +155,15 @@ class NamedVectors:
     def _read_names(self, first: int, count: int) -> list[bytes]:
         names = self._names
         data = self._read(names.at + first * names.width, count * names.width)
+        little = names.dtype.newbyteorder("<") == names.dtype
+        codec, width = "utf-32-le" if little else "utf-32-be", names.width
         try:
-            found = np.frombuffer(data, names.dtype).tolist()
-            return [os.fsencode(name.removeprefix("./")) for name in found]
+            # NumPy's own conversion fails in other ways where a number is not a character.
+            texts = (
+                data[at : at + width].decode(codec, "surrogatepass")
+                for at in range(0, len(data), width)
+            )
+            return [os.fsencode(text.rstrip("\0").removeprefix("./")) for text in texts]
         # Not a character, or half of a pair.
         except ValueError:
             raise SourceError(

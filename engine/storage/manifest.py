@@ -363,7 +363,7 @@ def _quantizer(body: dict[str, Any]) -> QuantizerEntry:
 
 
 def _measured(body: dict[str, Any]) -> Measured:
-    points = []
+    points, pairs = [], body.get("random_pairs")
     for k, found in map(items, items(body["points"])):
         points.append((number(k, 1), tuple(_point(members(point)) for point in items(found))))
     quantizer = number(body["quantizer"])
@@ -373,7 +373,7 @@ def _measured(body: dict[str, Any]) -> Measured:
         rows=number(body["rows"], 1 if quantizer else 0),
         sample=number(body["sample"]),
         points=tuple(points),
-        random_pairs=_random_pairs(members(found)) if (found := body.get("random_pairs")) else None,
+        random_pairs=_random_pairs(members(pairs)) if pairs is not None else None,
     )
 
 

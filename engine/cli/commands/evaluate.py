@@ -96,7 +96,7 @@ def evaluate(options: EvalOptions) -> None:
     Example:
       engine eval simclr pixels pdq --images photos/
       engine eval simclr pixels --images photos/ --distractors scans.tar --out report/
-      engine eval simclr pixels --alike folders-of-classes/
+      engine eval simclr pixels --alike classes/
     """
     from engine import evaluation
     from engine.evaluation import report as found

@@ -252,7 +252,7 @@ def train(options: TrainOptions) -> None:
       engine train photos/ --out my-encoder --epochs 30
       engine train photos/ --out small-encoder --recipe small --cache decoded/
       engine train photos/ --out checked-encoder --held-out 0.2
-      engine train photos/ --out taught-encoder --teacher efficientnet.onnx
+      engine train photos/ --out taught-encoder --teacher simclr
       tensorboard --logdir my-encoder/logs
     """
     if not options.sources:

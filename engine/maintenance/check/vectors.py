@@ -35,7 +35,7 @@ class VectorsCheck:
         folder = (self._store.path / entry.file).parent
         try:
             found = registry.read(folder, self._store.snapshot.encoder_file)
-            if found.sha256 != entry.fingerprint:
+            if (found.sha256, found.dim) != (entry.fingerprint, entry.dim):
                 raise EncoderError(f"{found.model} is not the encoder that made the vectors")
             # Loading it proves the rest of the description.
             OnnxEncoder(found, threads=1)

@@ -20,8 +20,8 @@ def reconcile_arrays(store: Session, survey: Survey, changes: Changes) -> None:
         try:
             if key[:1] == arrays.NUMBER:
                 if arrays.get(arrays.ARRAY + value) is None:
-                    kind = Kind.VECTOR if imported else Kind.BITS
                     number = int.from_bytes(key[1:], "big")
+                    kind = Kind.VECTOR if imported and _has_vectors(store, number) else Kind.BITS
                     marked = ArrayRow(number, UNREAD, UNREAD, 0, kind)
                     changes.add(arrays.change(arrays.ARRAY + value, marked.pack()))
             elif key[:1] == arrays.ARRAY:
@@ -43,3 +43,10 @@ def reconcile_arrays(store: Session, survey: Survey, changes: Changes) -> None:
         except BAD_ROW:
             changes.add(store.snapshot.tables.rejects.change(key, None))
     changes.flush()
+
+
+def _has_vectors(store: Session, number: int) -> bool:
+    """Whether the rows of an array are vectors without pixels, or not known to be images."""
+    run = next(store.snapshot.tables.runs.of_array(number), None)
+    record = store.snapshot.record(run.id) if run is not None else None
+    return record is None or record.kind is Kind.VECTOR

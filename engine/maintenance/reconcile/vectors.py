@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 import numpy as np
+import numpy.typing as npt
 
 from engine.errors import StoreDamagedError
 from engine.maintenance.reconcile.changes import Changes
@@ -31,6 +32,9 @@ def reconcile_vectors(store: Session, survey: Survey, changes: Changes) -> None:
         for ids in missing.blocks():
             covered = np.array([records.covers(id_) for id_ in ids.tolist()], np.bool_)
             free = ids[~covered]
+            if space.of_images:
+                # The vector of a lost image makes no row without pixels.
+                free = free[_in_vector_arrays(store, free)]
             for part in np.split(free, np.flatnonzero(np.diff(free) > 1) + 1):
                 if len(part):
                     qualities = np.zeros(len(part), np.uint8)
@@ -39,6 +43,18 @@ def reconcile_vectors(store: Session, survey: Survey, changes: Changes) -> None:
             survey.add(free)
             changes.flush()
             survey.changed = True
+
+
+def _in_vector_arrays(store: Session, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Which of (n,) ascending ids are rows of arrays of vectors: (n,)."""
+    inside = np.zeros(len(ids), np.bool_)
+    for run in store.snapshot.runs_over(ids):
+        with suppress(StoreDamagedError):
+            array = store.snapshot.array(store.snapshot.array_name(run.array))
+            if array is not None and array.kind is Kind.VECTOR:
+                first, end = np.searchsorted(ids, [run.id, run.id + run.count])
+                inside[first:end] = True
+    return inside
 
 
 def _named(store: Session, survey: Survey) -> IdSet:

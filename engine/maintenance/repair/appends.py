@@ -66,6 +66,25 @@ class Appends:
             reader.close()
         return check.value
 
+    def disown(self, append: DamagedAppend, rows: npt.NDArray[np.bool_]) -> None:
+        """Put 0 for the ids of some rows of an append of vectors, (n,): they belong to no image."""
+        family = self._store.snapshot.space.id_family
+        start, end = rows_at(append)
+        row = self.commit_row(append)
+        for at, one in enumerate(row.appends):
+            if one.family != family.name or one.extent != append.place.extent:
+                continue
+            place = Place(one.extent, one.offset, one.length)
+            theirs = DamagedAppend(row.commit, at, family, place)
+            first, last = rows_at(theirs)
+            low, high = max(start, first), min(end, last)
+            if low >= high:
+                continue
+            ids = np.frombuffer(self.read(theirs), np.int64)
+            ids[low - first : high - first][rows[low - start : high - start]] = 0
+            self.overwrite(theirs, ids.tobytes())
+            self.accept(theirs)
+
     def vector_rows(self, append: DamagedAppend) -> tuple[int, int]:
         """The rows of an append of vectors or ids, counted over all extents: first and end."""
         found = self._store.snapshot.open_vectors()

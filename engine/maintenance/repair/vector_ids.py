@@ -7,6 +7,7 @@ import contextlib
 import numpy as np
 
 from engine.errors import EncoderError, StoreDamagedError
+from engine.images import hashing
 from engine.maintenance.check.damage import DamagedAppend
 from engine.maintenance.repair.appends import Appends
 from engine.maintenance.repair.index import IndexRepair
@@ -61,6 +62,11 @@ class VectorIdsRepair:
         )
         start = min(first) + before
         ids = np.arange(start, start + place.length // append.family.row_bytes, dtype=np.int64)
+        # Only some images of a commit may have come with a vector, and stored ones too.
+        checksum = row.appends[append.at].xxh64
+        if self._store.snapshot.space.of_images and hashing.checksum(ids.tobytes()) != checksum:
+            self._find_owners(append, checksum)
+            return
         self._appends.overwrite(append, ids.tobytes())
 
     def forget_unknown(self) -> None:

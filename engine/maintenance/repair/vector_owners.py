@@ -3,7 +3,10 @@
 1. An id that was given, and that only one vector has, is right: a flipped bit never gives such an id.
 2. For the other rows few combinations remain; the checksum of the append proves the right one.
 3. Vectors are made again, from images or from their arrays, and compared.
-4. If one vector and one image remain, they belong together, since each imported image has a vector.
+4. If one vector and one row without pixels remain, they belong together, since each has a vector.
+
+Where images may have imported vectors, not all of them have one. Then an id that the checksum does not
+prove may be that of another image, and counts as unknown.
 
 An id that cannot be found is 0, which is no image's.
 """
@@ -38,7 +41,10 @@ class Owners:
         self._store = store
         self._start, self._end = start, end
         self._size = store.snapshot.state.next_id
-        self._is_imported = store.snapshot.space.is_imported
+        space = store.snapshot.space
+        self._of_images = space.of_images
+        # Whether imported vectors belong to rows without pixels only, all of which have one.
+        self._is_imported = space.is_imported and not space.of_images
         self._dim = store.snapshot.space.dim
         self.ids = np.frombuffer(damaged, np.int64).copy()
         self.ids[(self.ids < 1) | (self.ids >= self._size)] = 0
@@ -70,8 +76,10 @@ class Owners:
 
     def settle(self, checksum: int, again: Again) -> None:
         """Find the ids of rows that are 0, as far as possible; ``checksum`` is that of all right ids."""
-        if self._is(checksum) or self._try(checksum):
+        if self._is(checksum) or self._try(checksum) or self._swap(checksum):
             return
+        if self._of_images:
+            self._forget_images()
         self._compare(again)
         if self._is(checksum) or self._try(checksum):
             return
@@ -124,6 +132,29 @@ class Owners:
                 return True
         self.ids = before
         return False
+
+    def _swap(self, checksum: int) -> bool:
+        """Find the one id that has become another image's, by the checksum; whether there is one."""
+        if not self._of_images or len(self._rows()):
+            return False
+        left = self._left()
+        if len(left) * len(self.ids) * self.ids.nbytes > _TRIED_BYTES:
+            return False
+        for row, before in enumerate(self.ids.tolist()):
+            for id_ in left.tolist():
+                self.ids[row] = id_
+                if self._is(checksum):
+                    return True
+            self.ids[row] = before
+        return False
+
+    def _forget_images(self) -> None:
+        """Put 0 for the ids of all images: some may be wrong, and their vectors another image's."""
+        # A wrong id may also be that of an image which was removed.
+        self.ids[self._store.snapshot.removed_ids().has(self.ids)] = 0
+        order = np.argsort(self.ids, kind="stable")
+        images = self._store.snapshot.may_be_images(self.ids[order])
+        self.ids[order[images]] = 0
 
     def _compare(self, again: Again) -> None:
         """Make the vectors of images again, and put each image's id where the same vector lies."""

@@ -17,6 +17,7 @@ from engine.maintenance.repair.index import IndexRepair
 from engine.maintenance.repair.outcome import Outcome, named
 from engine.maintenance.repair.pixels import ImagePixels
 from engine.maintenance.repair.source_arrays import SourceArrays
+from engine.maintenance.repair.source_columns import SourceColumns
 from engine.storage.session import Session
 from engine.storage.vector_space import VectorSpace
 
@@ -41,13 +42,24 @@ class VectorMaker:
         """Make the vectors of (n,) ids, ascending, that it can: ids (m,), vectors (m, dim)."""
         space = self._store.snapshot.space
         if space.is_imported:
-            for mine, vectors, _ in SourceArrays(self._store, space).vectors_of(ids):
+            for mine, vectors, _ in self.read_again(ids):
                 yield ids[mine], vectors
             return
         for at in range(0, len(ids), ENCODE_BATCH):
             mine, vectors = self.encode(ids[at : at + ENCODE_BATCH])
             if len(mine):
                 yield ids[at + mine], vectors
+
+    def read_again(self, ids: Numbers) -> Iterator[tuple[Numbers, Rows, bool]]:
+        """Read the imported vectors of (n,) ids, ascending, from their sources, in pieces.
+
+        Each piece is: positions in ``ids`` (m,), their vectors (m, dim), and whether these are certainly
+        the committed ones.
+        """
+        space = self._store.snapshot.space
+        yield from SourceArrays(self._store, space).vectors_of(ids)
+        if space.of_images:
+            yield from SourceColumns(self._store, space).vectors_of(ids)
 
     def require_gone(self, ids: Sequence[int]) -> None:
         """Raise ``StoreDamagedError`` if what the vectors of these were made from may come back."""
@@ -62,6 +74,10 @@ class VectorMaker:
             except StoreDamagedError:
                 continue
             self._pixels.require_no_disk_away([name], "these vectors")
+        space = self._store.snapshot.space
+        if space.of_images:
+            names = SourceColumns(self._store, space).names_of(ordered)
+            self._pixels.require_no_disk_away(names, "these vectors")
 
     def encode(self, ids: Numbers) -> tuple[Numbers, Rows]:
         """Encode the images of (n,) ids whose pixels are there: positions (m,), vectors (m, dim).
@@ -132,9 +148,10 @@ class VectorsRepair:
             self._outcome.set_aside(append.family.folder, what)
 
     def _read_again(self, append: DamagedAppend, space: VectorSpace) -> None:
-        """Read vectors again from their arrays.
+        """Read vectors again from their arrays and tables.
 
-        The rows of a changed array are used only if they give the append its committed checksum.
+        Those of a changed source are used only if they give the append its committed checksum. An image
+        whose vector cannot be right has none from then on, and may come with it again.
         """
         store = self._store
         unordered = self._appends.vector_ids(append)
@@ -143,7 +160,7 @@ class VectorsRepair:
         out = self._vectors_now(append, space)
         tried = out.copy()
         sure = np.zeros(len(out), np.bool_)
-        for mine, vectors, unchanged in SourceArrays(store, space).vectors_of(unordered[order]):
+        for mine, vectors, unchanged in self._maker.read_again(unordered[order]):
             tried[order[mine]] = vectors
             sure[order[mine]] = unchanged
         committed = self._appends.committed_checksum(append)
@@ -151,13 +168,26 @@ class VectorsRepair:
             sure[:] = True
         out[sure] = tried[sure]
         wrong = ~sure & ~np.isfinite(out).all(axis=1)
+        images = np.zeros(len(out), np.bool_)
+        if space.of_images:
+            images[order] = store.snapshot.may_be_images(unordered[order])
+        if space.normalized:
+            wrong |= ~sure & images & (np.abs(_lengths(out) - 1) >= _NEARLY)
         out[wrong] = 0
+        lost = _ids_there(store, unordered[~sure & ~wrong])
+        zero = _ids_there(store, unordered[wrong & ~images])
+        none = _ids_there(store, unordered[wrong & images])
+        self._maker.require_gone([*lost, *zero, *none])
         self._index.drop_over(append)
         self._appends.overwrite(append, out.tobytes())
-        gone = "its array is gone or has changed"
-        lost = store.snapshot.those_there(unordered[~sure & ~wrong].tolist())
-        zero = store.snapshot.those_there(unordered[wrong].tolist())
-        self._maker.require_gone([*lost, *zero])
+        if none:
+            self._appends.disown(append, wrong & images)
+            store.writer.count_dead_vectors()
+            self._outcome.set_aside(
+                append.family.folder,
+                f"{named(none)}: no vector is left; ingest the images with their vectors again",
+            )
+        gone = "it cannot be read again from its array or table"
         if lost:
             what = f"{named(lost)}: a vector may be wrong, and {gone}"
             self._outcome.set_aside(append.family.folder, what)
@@ -168,3 +198,16 @@ class VectorsRepair:
     def _vectors_now(self, append: DamagedAppend, space: VectorSpace) -> Rows:
         """The vectors of an append as they are now, damaged: (n, dim), writable."""
         return np.frombuffer(self._appends.read(append), np.float32).reshape(-1, space.dim)
+
+
+def _lengths(rows: Rows) -> npt.NDArray[np.float64]:
+    """The lengths of (n, dim) vectors, NaN where they are not finite: (n,)."""
+    wide = rows.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        lengths: npt.NDArray[np.float64] = np.sqrt(np.einsum("nd,nd->n", wide, wide))
+    return lengths
+
+
+def _ids_there(store: Session, ids: Numbers) -> list[int]:
+    """Those of (n,) ids, in any order, that belong to images, ascending."""
+    return store.snapshot.those_there(np.sort(ids).tolist())
