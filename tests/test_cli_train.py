@@ -88,15 +88,24 @@ def test_a_signal_leaves_a_training_that_goes_on(
 
 
 STOPPED = """
-import os, signal, sys
+import os, signal, sys, threading
 from engine.__main__ import main
-from engine.cli import interrupts
+from engine.cli import interrupts, streams
+
+write, written = streams.write_now, threading.Event()
+
+def writes(text):
+    write(text)
+    written.set()
 
 def opens(event, given):
     if event == "open" and str(given[0]).endswith("000.png"):
         os.kill(os.getpid(), signal.SIGINT)
+        # The work might end before another thread says that it will.
+        written.wait(300)
 
 interrupts.PATIENCE = 1e6
+streams.write_now = writes
 sys.addaudithook(opens)
 main()
 """
