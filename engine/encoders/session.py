@@ -20,6 +20,9 @@ def open_session(content: bytes, model: Path, *, threads: int | None = None) -> 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or cpu_count()
     options.inter_op_num_threads = 1
+    # Threads that spin while they wait double the CPU time of a lookup, and take it from threads that
+    # decode. They would make a single lookup 2 to 4 % faster, and lookups in batches 5 % slower.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # The arena would keep the memory of the largest batch. Batches here are small and of equal size.
     options.enable_cpu_mem_arena = False
     # Do not log errors, which are also raised.
