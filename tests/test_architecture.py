@@ -49,6 +49,7 @@ ROOMS_OF = {
     "tensorboard": {"training"},
     "scipy": {"evaluation"},
     "pdqhash": {"images"},
+    "simplejpeg": {"images"},
     "pyarrow": {"sources", "maintenance"},  # one reads tables of images, the other writes tables
     "typer": {"cli"},
     "rich": {"cli"},

@@ -31,7 +31,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from engine.images.canonical import HEADER_BYTES
-from engine.images.rgb_picture import to_rgb8
+from engine.images.rgb_picture import pil_rgb8
 from engine.records import Kind, Pixels
 
 FINGERPRINT_VERSION = 1
@@ -57,14 +57,17 @@ Bytes = npt.NDArray[np.uint8]
 _NONE = np.empty((0, FINGERPRINT_BYTES), np.uint8)
 
 
-def fingerprint(pixels: Pixels) -> tuple[bytes, int]:
-    """Return the 32-byte fingerprint of an image, and its quality (0-100)."""
+def fingerprint(pixels: Pixels, picture: Image.Image | None = None) -> tuple[bytes, int]:
+    """Return the 32-byte fingerprint of an image, and its quality (0-100).
+
+    ``picture`` is the ``pil_rgb8`` of it, if the caller has that.
+    """
     if pixels.kind is Kind.BITS:
         bits, quality = fingerprint_bits(*_packed(pixels), pixels.channels)
         return bits[0].tobytes(), int(quality[0])
     import pdqhash
 
-    picture = Image.fromarray(to_rgb8(pixels))
+    picture = picture or pil_rgb8(pixels)
     shrunk = min(picture.width, _SHRUNK), min(picture.height, _SHRUNK)
     picture = picture.resize(shrunk, Image.Resampling.BILINEAR)
     picture = picture.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
@@ -93,15 +96,17 @@ def fingerprint_bits(packed: Bytes, count: int, channels: int = 3) -> tuple[Byte
     return bits, _quality(bits)
 
 
-def candidates(pixels: Pixels, max_distance: int) -> Bytes:
+def candidates(pixels: Pixels, max_distance: int, picture: Image.Image | None = None) -> Bytes:
     """Return the fingerprints that an image within ``max_distance`` bits may have: (m, 32) uint8.
+
+    ``picture`` as for ``fingerprint``.
 
     A picture has one. A near bit image may have a little less or more ink, and either value may be its
     ink; so a bit image has one for each pool size with which a near image may have ended. There are none
     if this image's quality is too low.
     """
     if pixels.kind is not Kind.BITS:
-        print_, quality = fingerprint(pixels)
+        print_, quality = fingerprint(pixels, picture)
         found = [np.frombuffer(print_, np.uint8)[None]]
         return np.concatenate(found if quality >= _PICTURE_QUALITY else [_NONE])
     packed, count = _packed(pixels)

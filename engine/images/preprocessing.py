@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from engine.images.rgb_picture import to_rgb8
+from engine.images.rgb_picture import pil_rgb8, to_rgb8
 from engine.records import Pixels
 
 Picture = npt.NDArray[np.uint8]
@@ -44,19 +44,30 @@ class Preprocessing:
                 f"shorter_side must be at least the input's size, {self.size}, not {self.shorter_side}"
             )
 
-    def of(self, pixels: Pixels) -> Picture:
-        """The input for an image: (size, size, 3) uint8."""
-        return self.resize(to_rgb8(pixels))
+    def of(self, pixels: Pixels, picture: Image.Image | None = None) -> Picture:
+        """The input for an image: (size, size, 3) uint8.
+
+        ``picture`` is the ``pil_rgb8`` of it, if the caller has that.
+        """
+        if self._is_input(pixels.height, pixels.width):
+            return to_rgb8(pixels)
+        return self._resized(picture or pil_rgb8(pixels))
 
     def resize(self, picture: Picture) -> Picture:
         """The input for a picture, (H, W, 3) uint8: (size, size, 3) uint8."""
         height, width, _ = picture.shape
-        side = self.size
-        box = None if self.shorter_side is None else self._box(width, height, self.shorter_side)
-        if box in (None, (0, 0, width, height)) and (height, width) == (side, side):
+        if self._is_input(height, width):
             return picture
-        found = Image.fromarray(picture)
-        return np.asarray(found.resize((side, side), INTERPOLATIONS[self.interpolation], box))
+        return self._resized(Image.fromarray(picture))
+
+    def _is_input(self, height: int, width: int) -> bool:
+        return (height, width) == (self.size, self.size) and self.shorter_side in (None, self.size)
+
+    def _resized(self, picture: Image.Image) -> Picture:
+        shorter = self.shorter_side
+        box = None if shorter is None else self._box(picture.width, picture.height, shorter)
+        side = self.size, self.size
+        return np.asarray(picture.resize(side, INTERPOLATIONS[self.interpolation], box))
 
     def _box(self, width: int, height: int, shorter: int) -> tuple[float, float, float, float]:
         """The part of a picture that becomes the input: left, upper, right, lower, in its pixels.

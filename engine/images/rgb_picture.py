@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from engine.images.canonical import HEADER_BYTES
 from engine.records import Kind, Pixels
@@ -41,3 +42,8 @@ def to_rgb8(pixels: Pixels) -> npt.NDArray[np.uint8]:
         colour += 255 * (255 - alpha)
     colour //= 255
     return colour.astype(np.uint8)
+
+
+def pil_rgb8(pixels: Pixels) -> Image.Image:
+    """Return ``to_rgb8`` as a PIL image. It is a copy of four bytes a pixel, so share it."""
+    return Image.fromarray(to_rgb8(pixels))

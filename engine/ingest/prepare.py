@@ -16,6 +16,7 @@ from engine.errors import ImageError
 from engine.images import decode, fingerprint, hashing
 from engine.images.canonical import HEADER_BYTES
 from engine.images.preprocessing import Preprocessing
+from engine.images.rgb_picture import pil_rgb8
 from engine.records import Buffer, Decoded, Kind, Pixels
 from engine.storage.changeset import NewImage
 
@@ -59,7 +60,13 @@ def _prepared(
 ) -> PreparedImage:
     found = decoded.pixels
     form = found.canonical
-    print_, quality = fingerprint.fingerprint(found)
+    # Both are made of one copy of the picture, which is dropped before the rest.
+    shown = pil_rgb8(found) if found.kind is not Kind.BITS else None
+    print_, quality = fingerprint.fingerprint(found, shown)
+    picture = (
+        settings.preprocessing.of(found, shown) if settings.preprocessing is not None else None
+    )
+    del shown
     keep, keeps_canonical = _kept(found, data, settings.keep_pixels)
     image = NewImage(
         # Without the pixels, so that only kept bytes stay in memory until the commit.
@@ -75,7 +82,6 @@ def _prepared(
         keep=keep,
         keeps_canonical=keeps_canonical,
     )
-    picture = settings.preprocessing.of(found) if settings.preprocessing is not None else None
     return PreparedImage(image, picture)
 
 

@@ -6,11 +6,13 @@ from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from engine.errors import ImageError
 from engine.images import fingerprint, hashing
 from engine.images.preprocessing import Preprocessing
-from engine.records import Decoded
+from engine.images.rgb_picture import pil_rgb8
+from engine.records import Decoded, Kind
 from engine.sources.query import Query
 
 Bytes = npt.NDArray[np.uint8]
@@ -66,6 +68,7 @@ class QueryWork:
         self._decoded: Decoded | None = None
         self._key: bytes | None = None
         self._prints: Bytes | None = None
+        self._shown: Image.Image | None = None  # between the fingerprints and the encoder's input
         self._picture: Bytes | None = None
         self._error: ImageError | None = None
 
@@ -102,7 +105,9 @@ class QueryWork:
         if self._prints is None:
             pixels = self.decoded().pixels
             with self.stage("near"):
-                self._prints = fingerprint.candidates(pixels, max_distance)
+                if pixels.kind is not Kind.BITS:
+                    self._shown = pil_rgb8(pixels)
+                self._prints = fingerprint.candidates(pixels, max_distance, self._shown)
         return self._prints
 
     def picture(self, preprocessing: Preprocessing) -> Bytes:
@@ -110,7 +115,8 @@ class QueryWork:
         if self._picture is None:
             pixels = self.decoded().pixels
             with self.stage("encode"):
-                self._picture = preprocessing.of(pixels)
+                self._picture = preprocessing.of(pixels, self._shown)
+                self._shown = None
         return self._picture
 
     @property

@@ -76,6 +76,8 @@ def samples(
             return bmp.read(data, image)
         case "JPEG2000":
             return jpeg2000.read(data, image)
+        case "JPEG" | "MPO":
+            return jpeg.read(data, image)
         case "AVIF":
             avif.refuse_reduced(data)
             return to_rgb(image)
