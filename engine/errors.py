@@ -19,7 +19,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-Extra = Literal["train", "eval", "text", "parquet", "test", "docs", "peers", "bench", "all"]
+Extra = Literal[
+    "train", "import", "eval", "text", "parquet", "test", "docs", "peers", "bench", "all"
+]
 
 
 def shortened(value: object) -> str:

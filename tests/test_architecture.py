@@ -40,12 +40,14 @@ ROOMS_OF = {
     "faiss": {"index"},
     # They run encoders, and quantize them.
     "onnxruntime": {"encoders", "training"},
-    "torch": {"training", "evaluation"},
-    "torchvision": {"training"},
-    "onnx": {"training"},
-    "onnxscript": {"training"},
-    "safetensors": {"training"},
+    "torch": {"training", "evaluation", "encoders"},
+    "torchvision": {"training", "encoders"},
+    "timm": {"encoders"},
+    "onnx": {"training", "encoders"},
+    "onnxscript": {"training", "encoders"},
+    "safetensors": {"training", "encoders"},
     "tokenizers": {"encoders"},
+    "platformdirs": {"encoders"},
     "tensorboard": {"training"},
     "scipy": {"evaluation"},
     "pdqhash": {"images"},
@@ -58,6 +60,8 @@ ROOMS_OF = {
 }
 HEAVY = {
     "torch",
+    "timm",
+    "safetensors",
     "torchvision",
     "faiss",
     "onnxruntime",
@@ -198,7 +202,22 @@ def test_a_library_is_imported_by_its_room_only(library):
 
 def test_the_heavy_libraries_are_imported_inside_functions():
     early = [f for f in IMPORTS if f.name.split(".")[0] in HEAVY and not f.lazy]
-    assert not [str(found) for found in early if found.room != "training"]
+    # An importer is itself imported when a model is.
+    importers = "engine.encoders.importers."
+    assert not [
+        str(found)
+        for found in early
+        if found.room != "training" and not found.module.startswith(importers)
+    ]
+
+
+def test_only_the_importers_of_encoders_know_the_libraries_that_models_come_from():
+    libraries = {name for name, rooms in ROOMS_OF.items() if "encoders" in rooms}
+    libraries -= {"onnxruntime", "platformdirs"}
+    known = [f for f in IMPORTS if f.room == "encoders" and f.name.split(".")[0] in libraries]
+    assert known
+    inside = "engine.encoders.importers."
+    assert not [str(found) for found in known if not found.module.startswith(inside)]
 
 
 def loaded(*command: str) -> set[str]:

@@ -17,6 +17,8 @@ onnx = pytest.importorskip("onnx")
 
 import onnxruntime
 
+from engine.encoders.importers.agreement import MIN_OVERLAP, agreement
+from engine.encoders.importers.quantise import Int8
 from engine.training import export as exporting
 from engine.training.checkpoint import Provenance, load_checkpoint, save_checkpoint
 from engine.training.export import EncoderExportReport, export
@@ -134,12 +136,15 @@ def test_int8_runs_only_if_it_finds_the_same_neighbours(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # The files of the same network are there already.
-    made = Path(exported.out)
-    fp32, int8 = made / "model.onnx", made / "model.int8.onnx"
-    monkeypatch.setattr(exporting, "_write_fp32", lambda _, path, size: shutil.copy(fp32, path))
-    monkeypatch.setattr(exporting, "quantise", lambda _, path, *__, **___: shutil.copy(int8, path))
-    monkeypatch.setattr(exporting, "_agreement", lambda exact, quantised: (0.99, overlap))
+    int8_made = Path(exported.out) / "model.int8.onnx"
+
+    def agrees_so(fp32: Path, int8: Path, *_: object) -> Int8:
+        shutil.copy(int8_made, int8)
+        return Int8("minmax", 0.99, overlap, 0)
+
+    made = Path(exported.out) / "model.onnx"  # of the same network
+    monkeypatch.setattr(exporting, "write_onnx", lambda _, path, size: shutil.copy(made, path))
+    monkeypatch.setattr(exporting, "write_int8", agrees_so)
     assert exporting_from(checkpoint(tmp_path)).default == default
     name = {"int8": "model.int8.onnx", "fp32": "model.onnx"}[default]
     assert registry.find(str(tmp_path)).model == tmp_path / name
@@ -150,8 +155,8 @@ def test_vectors_that_have_nothing_to_do_with_others_do_not_agree(n: int) -> Non
     exact, others = (
         np.random.default_rng(seed).normal(size=(n, 16)).astype(np.float32) for seed in (0, 1)
     )
-    assert exporting._agreement(exact, others)[1] < exporting.MIN_OVERLAP
-    assert exporting._agreement(exact, exact)[1] == 1
+    assert agreement(exact, others)[1] < MIN_OVERLAP
+    assert agreement(exact, exact)[1] == 1
 
 
 @pytest.mark.slow
@@ -171,8 +176,10 @@ def test_a_file_that_computes_something_else_is_not_kept(
     checkpoint(tmp_path)
     (tmp_path / ".export-killed").mkdir()  # what an export left that was killed
     (tmp_path / ".export-killed" / "model.onnx").write_bytes(b"half")
-    monkeypatch.setattr(exporting, "_write_fp32", lambda *_: None)
-    monkeypatch.setattr(exporting, "_run", lambda _, pixels: np.eye(len(pixels), 16, dtype="f4"))
+    monkeypatch.setattr(exporting, "write_onnx", lambda *_: None)
+    monkeypatch.setattr(
+        exporting, "run_model", lambda _, pixels: np.eye(len(pixels), 16, dtype="f4")
+    )
     with pytest.raises(TrainingError, match="disagree"):
         exporting_from(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"]

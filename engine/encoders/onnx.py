@@ -47,7 +47,8 @@ class OnnxEncoder:
                 f"{files.model} is not what encoder.json describes, an encoder of {side} × {side} "
                 f"pixels (uint8) to {self.dim} dimensions (float32): copy both files again"
             )
-        if isinstance(batches[0], int):
+        self._one_at_a_time = files.batch == 1
+        if isinstance(batches[0], int) and not (self._one_at_a_time and batches[0] == 1):
             raise EncoderError(
                 f"{files.model} takes exactly {batches[0]} pictures at a time: export it with a "
                 f"dynamic first dimension"
@@ -66,6 +67,8 @@ class OnnxEncoder:
         if not pictures:
             return np.empty((0, self.dim), np.float32)
         step = max(1, _BATCH_BYTES // (3 * self.preprocessing.size**2))
+        if self._one_at_a_time:
+            step = 1
         parts = [
             self._run(np.stack(pictures[at : at + step]), stop)
             for at in range(0, len(pictures), step)
@@ -76,7 +79,7 @@ class OnnxEncoder:
         """Run the encoder on blank pictures; ``EncoderError`` if it cannot be used."""
         side = self.preprocessing.size
         try:
-            self._run(np.zeros((_TRIED, side, side, 3), np.uint8))
+            self.encode([np.zeros((side, side, 3), np.uint8)] * _TRIED)
         except MemoryError:
             raise EncoderError(
                 f"the encoder {self.name!r} takes more memory than there is"

@@ -22,11 +22,12 @@ from engine.images.preprocessing import Preprocessing
 
 _BUILT_IN = Path(__file__).parent / "models"
 DESCRIPTION = "encoder.json"
-_MAX_MODEL = (1 << 31) - 1  # bytes of a model, ONNX's limit for one file
+MAX_MODEL = (1 << 31) - 1  # bytes of a model, ONNX's limit for one file
 _MAX_DESCRIBED = 1 << 20  # bytes of a description
-_MAX_DIM = 1 << 16  # dimensions
-_MAX_SIDE = 2048  # pixels
-_MAX_SHORTER_SIDE = 2 * _MAX_SIDE  # pixels
+MAX_DIM = 1 << 16  # dimensions
+MAX_SIDE = 2048  # pixels
+_MAX_SHORTER_SIDE = 2 * MAX_SIDE  # pixels
+_MAX_MEMORY = 1 << 50  # bytes
 _SQUASH = "squash-bilinear-antialias"
 _RESIZE = re.compile(r"(squash|crop)-([a-z]+)-antialias")
 _MAX_NAME = 100  # characters
@@ -47,6 +48,10 @@ class EncoderFiles:
     description: dict[str, Any]
     content: bytes = field(repr=False, compare=False)  # the model file's bytes
     text: TextTower | None = None  # what encodes texts, if it has that
+    batch: int = 0  # 1 if the model takes exactly one picture at a time, 0 if any number
+    # Bytes of memory that were measured: of the loaded encoder, and for each picture; None if unknown.
+    load_bytes: int | None = None
+    picture_bytes: int | None = None
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -94,12 +99,25 @@ def read(folder: Path, contents: Contents | None = None) -> EncoderFiles:
         chosen = _chosen(body)
         # Only the last part of the path, so that it cannot lead out of the folder.
         model = folder / Path(chosen["path"]).name
-        dim, preprocessing = _size(body, "dim", _MAX_DIM), _preprocessing(body)
+        dim, preprocessing = _size(body, "dim", MAX_DIM), _preprocessing(body)
         name = _name(body["name"])
-        content = contents(model.name, _MAX_MODEL)
+        content = contents(model.name, MAX_MODEL)
         sha256 = hashing.file_hash(content).hex()
         text = TextTower.described(body, encoder=name, dim=dim, folder=folder)
-        found = EncoderFiles(name, dim, preprocessing, model, sha256, body, content, text=text)
+        load_bytes, picture_bytes = _memory(body)
+        found = EncoderFiles(
+            name,
+            dim,
+            preprocessing,
+            model,
+            sha256,
+            body,
+            content,
+            text=text,
+            batch=_batch(body),
+            load_bytes=load_bytes,
+            picture_bytes=picture_bytes,
+        )
     if sha256 != chosen.get("sha256"):
         raise EncoderError(f"{model} is not the file that {DESCRIPTION} describes: copy it again")
     return found
@@ -113,7 +131,7 @@ def read_text(folder: Path, contents: Contents | None = None) -> tuple[TextTower
     contents = contents or plain_contents(folder)
     with _reading(folder):
         body = _description(contents(DESCRIPTION, _MAX_DESCRIBED))
-        name, dim = _name(body["name"]), _size(body, "dim", _MAX_DIM)
+        name, dim = _name(body["name"]), _size(body, "dim", MAX_DIM)
         tower = TextTower.described(body, encoder=name, dim=dim, folder=folder)
         return tower, str(_chosen(body)["sha256"])
 
@@ -153,7 +171,7 @@ def _description(text: bytes) -> dict[str, Any]:
 
 def _preprocessing(body: dict[str, Any]) -> Preprocessing:
     """How pictures become the input: "squash-bilinear-antialias", or "crop-…" with "shorter_side"."""
-    side = _size(body, "image_size", _MAX_SIDE)
+    side = _size(body, "image_size", MAX_SIDE)
     resize = body.get("resize", _SQUASH)
     found = _RESIZE.fullmatch(resize) if isinstance(resize, str) else None
     if found is None:
@@ -175,6 +193,25 @@ def described(preprocessing: Preprocessing) -> dict[str, Any]:
     if preprocessing.shorter_side is not None:
         body["shorter_side"] = preprocessing.shorter_side
     return body
+
+
+def _batch(body: dict[str, Any]) -> int:
+    batch = body.get("batch", 0)
+    if type(batch) is not int or batch not in (0, 1):
+        raise ValueError("batch must be 1, or left out")
+    return batch
+
+
+def _memory(body: dict[str, Any]) -> tuple[int | None, int | None]:
+    """The measured bytes of the loaded encoder, and for each picture."""
+    memory = body.get("memory") or {}
+    if not isinstance(memory, dict):
+        raise ValueError("memory must be an object")
+    load, picture = (
+        _size(memory, name, _MAX_MEMORY) if name in memory else None
+        for name in ("load_bytes", "picture_bytes")
+    )
+    return load, picture
 
 
 def _size(body: dict[str, Any], name: str, most: int) -> int:

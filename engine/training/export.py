@@ -10,42 +10,38 @@ import hashlib
 import json
 import shutil
 import tempfile
-import warnings
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import onnx
-import onnxruntime
 import torch
-from onnxruntime.quantization import shape_inference
 
+from engine.encoders.importers.agreement import (
+    MIN_COSINE,
+    MIN_OVERLAP,
+    Vectors,
+    in_batches,
+    min_cosine,
+    run_model,
+)
+from engine.encoders.importers.quantise import write_int8
+from engine.encoders.importers.request import Images
+from engine.encoders.importers.tower import write_onnx
 from engine.encoders.registry import described
 from engine.errors import TrainingError
 from engine.images.preprocessing import Preprocessing
 from engine.training.checkpoint import Provenance, load_checkpoint, replace
 from engine.training.model import Deployed, SimCLR, normalised
-from engine.training.quantise import Images, in_batches, quantise
 from engine.training.settings import TrainSettings
 
 FP32 = "model.onnx"
 INT8 = "model.int8.onnx"
 ENCODER = "encoder.json"
-INPUT = "pixels"
-OUTPUT = "embedding"
-OPSET = 18
 
 CALIBRATION_IMAGES = 256
-MIN_COSINE = 0.9999  # between the outputs of the fp32 ONNX file and of the network
-# Overlap of the ten nearest by int8 and by fp32. Below it, the fp32 file is the default.
-MIN_OVERLAP = 0.9
 _WORK = ".export-"  # prefix of the temporary folder
-_NEIGHBOURS = 10
-
-Vectors = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,25 +79,25 @@ def export(
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=_WORK) as name:
         work = Path(name)
-        _write_fp32(deployed, work / FP32, settings.image_size)
-        reference = _run(work / FP32, test)
-        cosine = _min_cosine(reference, _run_torch(network, settings, test))
+        write_onnx(deployed, work / FP32, settings.image_size)
+        reference = run_model(work / FP32, test)
+        cosine = min_cosine(reference, _run_torch(network, settings, test))
         if not cosine >= MIN_COSINE:
             raise TrainingError(
                 f"the ONNX file and the network disagree (cosine {cosine:.5f}, {MIN_COSINE} is "
                 f"needed): do not use it, and report the versions of torch and onnxruntime"
             )
-        method, agreement = _write_int8(work, calibration, test, reference)
+        int8 = write_int8(work / FP32, work / INT8, calibration, test, reference)
         parity: dict[str, float | int | str] = {
             "fp32_torch_min_cosine": cosine,
-            "int8_fp32_mean_cosine": agreement[0],
-            "int8_fp32_top10_overlap": agreement[1],
+            "int8_fp32_mean_cosine": int8.mean_cosine,
+            "int8_fp32_top10_overlap": int8.overlap,
             "images": len(test),
             "images_from": "train" if held_out is None else "held_out",
             "calibration_images": len(calibration),
-            "calibration": method,
+            "calibration": int8.method,
         }
-        default = "int8" if agreement[1] >= MIN_OVERLAP else "fp32"
+        default = "int8" if int8.overlap >= MIN_OVERLAP else "fp32"
         described = _described(work, provenance, parity, default)
         (work / ENCODER).write_text(json.dumps(described, indent=2) + "\n")
         # encoder.json comes last, because it names the other files.
@@ -139,56 +135,6 @@ def _described(
     }
 
 
-def _write_fp32(deployed: Deployed, path: Path, size: int) -> None:
-    pixels = torch.zeros((2, size, size, 3), dtype=torch.uint8)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            deployed,
-            (pixels,),
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim("n")},),
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
-        )
-    if program is None:
-        raise TrainingError("torch exported nothing: update torch and onnxscript")
-    model = program.model_proto
-    # Remove the Python source lines from the nodes.
-    for node in model.graph.node:
-        del node.metadata_props[:]
-        node.doc_string = ""
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
-
-
-def _write_int8(
-    work: Path, calibration: Images, test: Images, reference: Vectors
-) -> tuple[str, tuple[float, float]]:
-    """Quantise with both methods of finding ranges, and keep the one that agrees better with fp32."""
-    prepared = work / "prepared.onnx"
-    shape_inference.quant_pre_process(str(work / FP32), str(prepared), skip_symbolic_shape=True)
-    best: tuple[str, tuple[float, float]] | None = None
-    for method in ("MinMax", "Percentile"):
-        path = work / f"{method}.onnx"
-        quantise(prepared, path, calibration, method, input_name=INPUT)
-        agreement = _agreement(reference, _run(path, test))
-        if best is None or agreement > best[1]:
-            best = (method.lower(), agreement)
-            path.replace(work / INT8)
-    assert best is not None
-    return best
-
-
-def _run(path: Path, images: Images) -> Vectors:
-    """(n, S, S, 3) uint8 → (n, dim) float32 by ONNX Runtime."""
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    vectors = [session.run([OUTPUT], {INPUT: batch})[0] for batch in in_batches(images)]
-    return np.concatenate(vectors)
-
-
 def _run_torch(network: SimCLR, settings: TrainSettings, images: Images) -> Vectors:
     """(n, S, S, 3) uint8 → (n, dim) float32 by the trained network, with nothing folded."""
     with torch.inference_mode():
@@ -197,24 +143,3 @@ def _run_torch(network: SimCLR, settings: TrainSettings, images: Images) -> Vect
             for batch in in_batches(images)
         ]
     return np.asarray(torch.cat(vectors).numpy(), np.float32)
-
-
-def _min_cosine(a: Vectors, b: Vectors) -> float:
-    return float((a.astype(np.float64) * b).sum(1).min())
-
-
-def _agreement(exact: Vectors, quantised: Vectors) -> tuple[float, float]:
-    """Mean cosine, and the mean share of the ten nearest others that stay among the ten nearest.
-
-    With few images it is the nearest quarter of the others, because all others would always be found.
-    """
-    n, _ = exact.shape
-    cosine = float((exact.astype(np.float64) * quantised).sum(1).mean())
-    k = min(_NEIGHBOURS, max(1, (n - 1) // 4))
-    nearest = []
-    for vectors in (exact, quantised):
-        scores = vectors @ vectors.T
-        np.fill_diagonal(scores, -np.inf)
-        nearest.append(np.argpartition(-scores, k - 1, axis=1)[:, :k])
-    shared = [len(np.intersect1d(*rows)) / k for rows in zip(*nearest, strict=True)]
-    return cosine, float(np.mean(shared))

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from engine.encoders.importers.request import Images
 from engine.errors import TrainingError
 from engine.training.export import CALIBRATION_IMAGES
 from engine.training.pictures import MAX_BYTES, Pictures, RunPictures, read_pictures
-from engine.training.quantise import Images
 from engine.training.report import Reporter, TrainProgress
 from engine.training.settings import TrainSettings
 
