@@ -11,6 +11,14 @@ TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from engine.api import Store
+    from engine.api.import_encoder import import_encoder
+    from engine.encoders.importers.request import ImportReport
+    from engine.encoders.overview import (
+        EncoderInfo,
+        EncoderList,
+        ImporterInfo,
+        list_encoders,
+    )
     from engine.errors import (
         EncoderError,
         EngineError,
@@ -52,11 +60,15 @@ __all__ = [
     "BackupReport",
     "CheckReport",
     "EncoderError",
+    "EncoderInfo",
+    "EncoderList",
     "EngineError",
     "ExportReport",
     "IdenticalHit",
     "ImageError",
     "ImageRecord",
+    "ImportReport",
+    "ImporterInfo",
     "IngestPlan",
     "IngestReport",
     "Kind",
@@ -81,11 +93,19 @@ __all__ = [
     "UnknownImageError",
     "UsageError",
     "__version__",
+    "import_encoder",
+    "list_encoders",
 ]
 
 # The modules of names outside errors and records.
 _MODULES = {
     "Store": "engine.api",
+    "EncoderInfo": "engine.encoders.overview",
+    "EncoderList": "engine.encoders.overview",
+    "ImporterInfo": "engine.encoders.overview",
+    "ImportReport": "engine.encoders.importers.request",
+    "import_encoder": "engine.api.import_encoder",
+    "list_encoders": "engine.encoders.overview",
     "PackedBits": "engine.images.packed_bits",
 }
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from engine import address_space
-from engine.errors import StoreFormatError, UsageError
+from engine.errors import EncoderError, StoreFormatError, UsageError
 
 # --- structural: fixed when a store is created ----------------------------------------------------
 
@@ -125,12 +125,27 @@ class Limits:
     ballast_bytes: int = 6 << 20  # of the smallest ballast file
 
 
-# Measured, in bytes: opening a store; an ONNX session with the encoder that is shipped; and its network,
-# for each pixel of its input.
+# Measured, in bytes: opening a store; an ONNX session with the encoder that is shipped, and without its
+# model; and the network, for each pixel of its input.
 _OPENING_BYTES = 11 << 20
 _ENCODER_BYTES = 40 << 20
+_SESSION_BYTES = 16 << 20
 _ENCODED_PIXEL_BYTES = 72
 _ROOMY = 512 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderMemory:
+    """Bytes of anonymous memory of an encoder: when loaded, and for each picture of a run."""
+
+    load_bytes: int
+    picture_bytes: int
+
+    @classmethod
+    def guess(cls, model_bytes: int, image_size: int) -> EncoderMemory:
+        """For an encoder that was not measured, with an input of ``image_size`` pixels a side."""
+        load = max(_ENCODER_BYTES, _SESSION_BYTES + 2 * model_bytes)
+        return cls(load, image_size**2 * _ENCODED_PIXEL_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,10 +203,37 @@ class MemoryBudget:
         """Return the images per call of the encoder: 64 take 40 MiB more than 8."""
         return ENCODE_BATCH if self.total >= _ROOMY else ENCODE_BATCH // 8
 
-    def beside_encoder(self, image_size: int) -> int:
-        """Return the rest of ``decoding`` with an encoder of this input (pixels a side) loaded."""
-        batch = self.encode_batch * image_size**2 * _ENCODED_PIXEL_BYTES
-        return max(self.decoding - _ENCODER_BYTES - batch, self.total // 4)
+    def encoder_batch(self, name: str, needs: EncoderMemory) -> int:
+        """Return how many pictures the encoder ``name`` may run at a time, at most ``encode_batch``.
+
+        ``EncoderError`` if there is no room for one, beside a quarter of the memory for images.
+        """
+        room = self.decoding - self.total // 4 - needs.load_bytes
+        if room < needs.picture_bytes:
+            raise EncoderError(
+                f"the encoder {name!r} takes {_mebibytes(needs.load_bytes + needs.picture_bytes)}, "
+                f"which does not fit into memory= {_mebibytes(self.total)}: give at least "
+                f"{_mebibytes(self._for_encoder(needs))}, or choose a smaller encoder"
+            )
+        return min(self.encode_batch, room // needs.picture_bytes)
+
+    @staticmethod
+    def _for_encoder(needs: EncoderMemory) -> int:
+        """Return a memory into which the encoder fits, in steps of 64 MiB."""
+        step = 64 << 20
+        total = MEMORY_FLOOR
+        while True:
+            budget = MemoryBudget(total)
+            if budget.decoding - total // 4 >= needs.load_bytes + needs.picture_bytes:
+                return total
+            # Less than a whole share of the memory is left, so no step is too large.
+            missing = needs.load_bytes + needs.picture_bytes - budget.decoding + total // 4
+            total += max(step, missing // step * step)
+
+    def beside_encoder(self, name: str, needs: EncoderMemory) -> int:
+        """Return the rest of ``decoding`` with the encoder ``name`` loaded and running."""
+        batch = self.encoder_batch(name, needs) * needs.picture_bytes
+        return max(self.decoding - needs.load_bytes - batch, self.total // 4)
 
     @property
     def max_file(self) -> int:
@@ -202,6 +244,10 @@ class MemoryBudget:
     def training(self) -> int:
         """Return the bytes of vectors held to train the index, or added to it at a time."""
         return self.total // 4
+
+
+def _mebibytes(count: int) -> str:
+    return f"{-(-count >> 20)}M"
 
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", re.IGNORECASE)

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
 _SAMPLE_SECONDS = 0.05
 # From this many bytes on, memory that an image leaves in the heap is checked.
 _LARGE = 16 << 20
@@ -139,6 +140,15 @@ class MemoryGate:
         # Held memory may not be allocated yet, or free again. This guess errs towards returning it.
         if _field("RssAnon") - self._empty > max(allowed, _LARGE):
             give_back()
+
+
+def forget_peak() -> bool:
+    """Let the kernel's peak of this process begin again; False where it cannot be done."""
+    try:
+        _CLEAR.write_text("5")
+    except OSError:
+        return False
+    return True
 
 
 def give_back() -> None:

@@ -152,6 +152,12 @@ def shuffle(items: list[pytest.Item], rng: random.Random) -> None:
     items.sort(key=lambda item: files.index(item.path))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Models are imported into a folder of the tests, not into the user's cache."""
+    os.environ["ENGINE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small, working encoder: 16-d vectors from a picture's 4 × 4 mean colours."""

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Without torch, which is gigabytes.
 CORE = {
     *("numpy", "rocksdict", "xxhash", "faiss-cpu", "onnxruntime", "pillow", "pdqhash"),
-    *("backports-zstd", "typer", "rich"),
+    *("backports-zstd", "typer", "rich", "platformdirs"),
 }
 
 

@@ -18,9 +18,10 @@ from engine.config import (
     check_wait,
     parse_memory,
 )
-from engine.encoders import registry
+from engine.encoders import named, registry
 from engine.encoders.onnx import OnnxEncoder
 from engine.encoders.registry import EncoderFiles
+from engine.encoders.session import check_device
 from engine.encoders.text import TextEncoder
 from engine.encoders.text_tower import TextTower
 from engine.errors import EncoderError, UsageError
@@ -46,9 +47,10 @@ T = TypeVar("T")
 class OpenStore:
     """The base of ``Store``: the open session, the encoder, and one writing call at a time."""
 
-    def __init__(self, files: Session) -> None:
+    def __init__(self, files: Session, device: str = "auto") -> None:
         """Use ``Store.open``."""
         self._session = files
+        self._device = device
         self._index = OpenIndex(files)
         self._encoder: OnnxEncoder | None = None
         self._text_encoder: TextEncoder | None = None
@@ -69,29 +71,37 @@ class OpenStore:
         encoder: str | None = None,
         memory: str | int | None = None,
         wait: float = 0.0,
+        device: str = "auto",
         limits: Limits | None = None,
     ) -> Self:
         """Open the store at ``path``.
 
-        ``create``: create a missing store with ``encoder`` ("simclr", the path of a folder that
-        ``engine train`` wrote, or "none"). ``memory``: a limit of anonymous memory such as "2G" (binary
-        units, default 1G, at least 128M). ``wait``: how many seconds a writing call waits for another
-        process that writes, before it raises ``StoreLockedError``. A call with ``stop`` polls it while
-        it waits. Reading calls never wait. ``limits``: how much is handled at a time; the default suits
-        every store.
+        ``create``: create a missing store with ``encoder``: "simclr" or "lite0", the path of an
+        encoder's folder, a model to import such as "timm:vit_small_patch14_dinov2" (see
+        ``import_encoder``; it is imported once, into the user's cache), or "none". ``device``: where
+        the encoder runs, "cpu", "cuda" (a GPU of Nvidia, with the package onnxruntime-gpu) or "auto",
+        which is the GPU if there is one that can be used. ``memory``: a limit of anonymous memory such
+        as "2G" (binary units, default 1G, at least 128M). ``wait``: how many seconds a writing call
+        waits for another process that writes, before it raises ``StoreLockedError``. A call with
+        ``stop`` polls it while it waits. Reading calls never wait. ``limits``: how much is handled at a
+        time; the default suits every store.
 
         Raises ``UsageError``, ``StoreNotFoundError``, ``StoreFormatError``, ``StoreDamagedError``,
         ``EncoderError``, or ``StoreError`` if the store cannot be created or read.
         """
         budget, wait = parse_memory(memory), check_wait(wait)
+        check_device(device)
         folder = folder_named(path)
         if create and not (folder / "MANIFEST.json").exists():
             if read_only:
                 raise UsageError("a store cannot be both created and read-only")
             chosen = None if encoder == NO_ENCODER else encoder_named(encoder or DEFAULT_ENCODER)
+            if chosen is not None:
+                # Refuse an encoder without room before anything is written.
+                budget.encoder_batch(chosen.name, chosen.needs)
             put = (lambda made: install(made, chosen)) if chosen else None
             make_store(folder, budget, put, wait)
-        return cls(Session(folder, budget, read_only=read_only, limits=limits, wait=wait))
+        return cls(Session(folder, budget, read_only=read_only, limits=limits, wait=wait), device)
 
     def close(self) -> None:
         """Close the store. Everything committed is already durable."""
@@ -113,11 +123,12 @@ class OpenStore:
 
     def __reduce__(
         self,
-    ) -> tuple[Callable[..., OpenStore], tuple[type[OpenStore], str, bool, int, float]]:
+    ) -> tuple[Callable[..., OpenStore], tuple[type[OpenStore], str, bool, int, float, str]]:
         """Pickle how to open the store again; ``StoreError`` if closed or opened by another process."""
         _ = self._session.snapshot.keys
         session, path = self._session, str(self.path.absolute())
-        return _reopen, (type(self), path, session.read_only, session.memory.total, session.wait)
+        total, wait = session.memory.total, session.wait
+        return _reopen, (type(self), path, session.read_only, total, wait, self._device)
 
     def __repr__(self) -> str:
         """One line: the path, the counts of the open commit, and whether it writes.
@@ -197,7 +208,8 @@ class OpenStore:
             found = registry.read(folder, self._session.snapshot.encoder_file)
             if (found.sha256, found.dim) != (entry.fingerprint, entry.dim):
                 raise EncoderError(f"{self.path / entry.file} is not the encoder of this store")
-            self._encoder = OnnxEncoder(found)
+            memory = self._session.memory
+            self._encoder = OnnxEncoder(found, device=self._device, memory=memory)
         return self._encoder
 
     def _own_text_encoder(self) -> TextEncoder:
@@ -235,6 +247,7 @@ class OpenStore:
             return None
         chosen = encoder_named(wanted)
         self._require_suits(chosen, wanted)
+        self._session.memory.encoder_batch(chosen.name, chosen.needs)
         return chosen
 
     def _require_suits(self, chosen: EncoderFiles, wanted: str) -> None:
@@ -262,12 +275,21 @@ class OpenStore:
 
 
 def encoder_named(wanted: str) -> EncoderFiles:
-    """The encoder with this name or in this folder; raises ``EncoderError`` or ``UsageError``."""
-    folder_named(wanted)
-    return registry.find(wanted)
+    """The encoder with this name, in this folder, or of this model, which is imported if it is new.
+
+    Raises ``EncoderError`` or ``UsageError``.
+    """
+    if named.model_named(str(wanted)) is None:
+        folder_named(wanted)
+    return named.find(str(wanted))
 
 
 def _reopen(
-    cls: type[OpenStore], path: str, read_only: bool, memory: int, wait: float = 0.0
+    cls: type[OpenStore],
+    path: str,
+    read_only: bool,
+    memory: int,
+    wait: float = 0.0,
+    device: str = "auto",
 ) -> OpenStore:
-    return cls.open(path, read_only=read_only, memory=memory, wait=wait)
+    return cls.open(path, read_only=read_only, memory=memory, wait=wait, device=device)

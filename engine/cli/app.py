@@ -17,8 +17,10 @@ from engine.cli import interrupts, libtiff_errors, logs, streams
 from engine.cli.commands.backup import backup
 from engine.cli.commands.bench import bench
 from engine.cli.commands.check import check
+from engine.cli.commands.encoders import encoders
 from engine.cli.commands.evaluate import evaluate
 from engine.cli.commands.export import export
+from engine.cli.commands.import_encoder import import_encoder
 from engine.cli.commands.info import info
 from engine.cli.commands.ingest import ingest
 from engine.cli.commands.lookup import lookup
@@ -67,12 +69,12 @@ _TASKS = {
     "Look up": (lookup, info),
     "Fill and change": (ingest, remove),
     "Look after a store": (check, optimize, backup, export),
-    "Encoders and measurements": (train, evaluate, bench),
+    "Encoders and measurements": (encoders, import_encoder, train, evaluate, bench),
 }
 for task, commands in _TASKS.items():
     for command in commands:
         # The function has another name so that it does not hide Python's own eval.
-        name = "eval" if command is evaluate else command.__name__
+        name = "eval" if command is evaluate else command.__name__.replace("_", "-")
         app.command(name, rich_help_panel=task)(logs.takes_verbose(command))
 
 

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from engine.cli import completion
+
 StoreOption = Annotated[
     str,
     typer.Option(
@@ -25,6 +27,24 @@ WaitOption = Annotated[
         metavar="SECONDS",
         show_default=False,
         help="Seconds to wait for another process that writes to the store.  [0]",
+    ),
+]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="auto|cpu|cuda",
+        help="Where the encoder runs: cuda is a GPU of Nvidia, with onnxruntime-gpu.",
+    ),
+]
+EncoderOption = Annotated[
+    str,
+    typer.Option(
+        "--encoder",
+        metavar="MODEL|none",
+        autocompletion=completion.encoders("none", suffix=".onnx"),
+        help="The encoder [simclr]: a name, a folder, or a model to import, as 'engine encoders' lists "
+        "them; the first vectors fix it. none adds images without vectors.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -41,6 +41,17 @@ OPTIONS = {
     "init=": "--init",
     "held_out=": "--held-out",
     "resume=": "--resume",
+    "device=": "--device",
+    "weights=": "--weights",
+    "layer=": "--layer",
+    "precision=": "--precision",
+    "calibrate=": "--calibrate",
+    "image_size=": "--image-size",
+    "mean=": "--mean",
+    "std=": "--std",
+    "resize=": "--resize",
+    "shorter_side=": "--shorter-side",
+    "licence=": "--licence",
 }
 """The option of the command for each argument that library messages name."""
 

@@ -31,28 +31,42 @@ _WITHIN: dict[str, dict[int, str]] = {
     "sparse": {1: "tensor", 2: "tensor"},
 }
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # fields of a tensor
+_KEY, _VALUE, _LOCATION = 1, 2, b"location"  # of a text entry of one
 
 
 def has_external_data(model: bytes) -> bool:
     """Whether a tensor of the model is in another file; ``EncoderError`` if it is not an ONNX model."""
     try:
-        return _has(memoryview(model), "model", 0)
+        return next(_places(memoryview(model), "model", 0), None) is not None
     except (IndexError, ValueError):
         raise EncoderError("it is not an ONNX model") from None
 
 
-def _has(message: memoryview, kind: str, deep: int) -> bool:
+def external_files(model: bytes) -> set[str]:
+    """The files that a model names for its weights; ``EncoderError`` if it is not an ONNX model."""
+    try:
+        return {name for name in _places(memoryview(model), "model", 0) if name}
+    except (IndexError, ValueError):
+        raise EncoderError("it is not an ONNX model") from None
+
+
+def _places(message: memoryview, kind: str, deep: int) -> Iterator[str]:
+    """The file of each tensor that is in another one, or "" for other facts of such a tensor."""
     if deep > _MAX_DEEP:
         raise ValueError("nested too deeply")
     for field, value in _fields(message):
         if kind == "tensor":
-            if field == _EXTERNAL_DATA or (field == _DATA_LOCATION and value):
-                return True
+            if field == _EXTERNAL_DATA and isinstance(value, memoryview):
+                entry = dict(_fields(value))
+                key, name = entry.get(_KEY), entry.get(_VALUE)
+                is_name = isinstance(key, memoryview) and bytes(key) == _LOCATION
+                yield bytes(name).decode() if is_name and isinstance(name, memoryview) else ""
+            elif field == _EXTERNAL_DATA or (field == _DATA_LOCATION and value):
+                yield ""
         elif isinstance(value, memoryview):
             inner = _WITHIN[kind].get(field)
-            if inner is not None and _has(value, inner, deep + 1):
-                return True
-    return False
+            if inner is not None:
+                yield from _places(value, inner, deep + 1)
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:

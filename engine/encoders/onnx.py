@@ -1,4 +1,4 @@
-"""Runs an encoder on CPUs with ONNX Runtime, and checks its output."""
+"""Runs an encoder with ONNX Runtime, and checks its output."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from engine.config import MemoryBudget
 from engine.encoders.registry import EncoderFiles
 from engine.encoders.session import one_line, open_session
 from engine.encoders.unit_rows import unit_rows
@@ -27,11 +28,26 @@ class EncodingStoppedError(Exception):
 class OnnxEncoder:
     """A loaded encoder: n inputs (size, size, 3) uint8 → (n, dim) float32 unit vectors."""
 
-    def __init__(self, files: EncoderFiles, *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        files: EncoderFiles,
+        *,
+        threads: int | None = None,
+        device: str = "cpu",
+        memory: MemoryBudget | None = None,
+    ) -> None:
+        """``device``: as for ``open_session``. ``memory``: it runs few enough pictures at a time.
+
+        ``EncoderError`` if the encoder does not fit into the memory.
+        """
         self.name = files.name
         self.dim = files.dim
         self.preprocessing = files.preprocessing  # makes its inputs
-        self._session: Any = open_session(files.content, files.model, threads=threads)
+        self.needs = files.needs
+        self._most = None if memory is None else memory.encoder_batch(files.name, files.needs)
+        self._session: Any = open_session(
+            files.content, files.model, threads=threads, device=device
+        )
         try:
             inputs = [(i.name, i.type, i.shape[1:]) for i in self._session.get_inputs()]
             outputs = [(o.name, o.type, o.shape[1:]) for o in self._session.get_outputs()]
@@ -67,6 +83,8 @@ class OnnxEncoder:
         if not pictures:
             return np.empty((0, self.dim), np.float32)
         step = max(1, _BATCH_BYTES // (3 * self.preprocessing.size**2))
+        if self._most is not None:
+            step = min(step, self._most)
         if self._one_at_a_time:
             step = 1
         parts = [

@@ -16,12 +16,15 @@ _WAIT = 0.2  # seconds between two tries for the lock of another process
 
 
 @contextmanager
-def published(target: Path, is_good: Callable[[Path], bool]) -> Iterator[Path | None]:
+def published(
+    target: Path, is_good: Callable[[Path], bool], *, replaces: bool = False
+) -> Iterator[Path | None]:
     """An empty folder to fill, which becomes ``target`` at the end of the block, after an fsync.
 
     It is None if there is a good ``target``, perhaps from another process that this one waited for. A
-    ``target`` that is not good is removed. After an error the folder is removed, and one that a killed
-    process left is emptied. ``EncoderError`` if the disk refuses.
+    ``target`` that is not good is removed if the block ``replaces`` it; else it must be empty, and
+    nothing in it is lost. After an error the folder is removed, and one that a killed process left is
+    emptied. ``EncoderError`` if the disk refuses.
     """
     staging = target.with_name(f".{target.name}.partial")
     try:
@@ -38,8 +41,9 @@ def published(target: Path, is_good: Callable[[Path], bool]) -> Iterator[Path | 
             _empty(staging)
             yield staging
             _sync(staging)
-            if target.exists():
+            if replaces and target.exists():
                 shutil.rmtree(target)
+            # A folder that is not empty refuses.
             staging.rename(target)
             _sync_folder(target.parent)
         except OSError as error:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine.config import EncoderMemory
 from engine.encoders.text_tower import Contents, TextTower, plain_contents
 from engine.errors import EncoderError
 from engine.images import hashing
@@ -54,6 +55,14 @@ class EncoderFiles:
     picture_bytes: int | None = None
 
     @property
+    def needs(self) -> EncoderMemory:
+        """The memory that it needs: as measured, or guessed from its size."""
+        guess = EncoderMemory.guess(len(self.content), self.preprocessing.size)
+        return EncoderMemory(
+            self.load_bytes or guess.load_bytes, self.picture_bytes or guess.picture_bytes
+        )
+
+    @property
     def files(self) -> tuple[str, ...]:
         """The names of the files that it needs, all in one folder."""
         return (self.model.name, *(self.text.files if self.text else ()), DESCRIPTION)
@@ -82,7 +91,8 @@ def find(name_or_path: str) -> EncoderFiles:
     if not (path / DESCRIPTION).is_file():
         raise EncoderError(
             f"there is no encoder {name_or_path!r}: name one of {', '.join([*names(), 'none'])}, "
-            f"or a folder that 'engine train --out' wrote"
+            f"a folder that 'engine train --out' wrote, or a model to import such as timm:NAME "
+            f"('engine encoders' lists what there is)"
         )
     return read(path)
 

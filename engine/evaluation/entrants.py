@@ -1,7 +1,6 @@
 """The entrants of an evaluation, by name: encoders, networks and baselines, which make unit vectors.
 
-simclr, or a folder          an encoder, as 'engine ingest --encoder' takes it
-FILE.onnx                    any network with one picture input, see ``onnx_network``
+simclr, a folder, a model    an encoder, as 'engine ingest --encoder' takes it: also a FILE.onnx
 pixels, pdq, untrained       see ``baselines``
 """
 
@@ -11,12 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.encoders import registry
+from engine.encoders import named, registry
 from engine.encoders.onnx import OnnxEncoder
 from engine.errors import EncoderError, UsageError, how_to_install
 from engine.evaluation import baselines
-from engine.evaluation.baselines import Vectors, unit
-from engine.evaluation.onnx_network import OnnxNetwork
+from engine.evaluation.baselines import Vectors
 from engine.evaluation.pictures import Array
 
 
@@ -38,7 +36,7 @@ class AbsentEntrant:
     reason: str
 
 
-def find(spec: str, *, seed: int) -> Entrant | AbsentEntrant:
+def find(spec: str, *, seed: int, device: str = "auto") -> Entrant | AbsentEntrant:
     """The entrant that ``spec`` names; ``EncoderError`` if there is none."""
     if spec == baselines.PIXELS:
         side = baselines.PIXELS_SIDE
@@ -49,20 +47,17 @@ def find(spec: str, *, seed: int) -> Entrant | AbsentEntrant:
         return Entrant(spec, what, baselines.PDQ_DIM, baselines.pdq_vectors)
     if spec == baselines.UNTRAINED:
         return _untrained(seed)
-    if spec.lower().endswith(".onnx"):
-        network = OnnxNetwork(Path(spec))
-        return Entrant(
-            network.name, spec, network.dim, lambda pictures: unit(network.encode(pictures))
-        )
-    return _encoder(spec)
+    return _encoder(spec, device)
 
 
-def find_all(specs: Sequence[str], *, seed: int) -> tuple[list[Entrant], list[AbsentEntrant]]:
+def find_all(
+    specs: Sequence[str], *, seed: int, device: str = "auto"
+) -> tuple[list[Entrant], list[AbsentEntrant]]:
     """All named entrants, with distinct names; ``UsageError`` if none can take part."""
     entrants: list[Entrant] = []
     absent: list[AbsentEntrant] = []
     for spec in dict.fromkeys(specs):
-        found = find(spec, seed=seed)
+        found = find(spec, seed=seed, device=device)
         if isinstance(found, AbsentEntrant):
             absent.append(found)
             continue
@@ -86,25 +81,28 @@ def _untrained(seed: int) -> Entrant | AbsentEntrant:
     return Entrant(baselines.UNTRAINED, what, dim, encode)
 
 
-def _encoder(spec: str) -> Entrant:
+def _encoder(spec: str, device: str) -> Entrant:
+    model = named.model_named(spec)
     try:
-        files = registry.find(spec)
+        files = named.find(spec)
     except EncoderError as error:
         if Path(spec).is_dir() and not (Path(spec) / registry.DESCRIPTION).exists():
             raise EncoderError(
                 f"{spec} holds no {registry.DESCRIPTION}: name a folder that 'engine train --out' "
                 f"wrote in a finished training"
             ) from None
-        if Path(spec).exists():
+        if model is not None or Path(spec).exists():
             raise
         raise EncoderError(
             f"there is no encoder {spec!r}: name one of {', '.join(registry.names())}, a folder that "
-            f"'engine train --out' wrote, a FILE.onnx, or a baseline: "
+            f"'engine train --out' wrote, a model to import such as a FILE.onnx, or a baseline: "
             f"{', '.join(baselines.BASELINES)}"
         ) from error
-    encoder = OnnxEncoder(files)
+    encoder = OnnxEncoder(files, device=device)
     # The path of an encoder that ships says only where the engine is installed.
     what = f"{files.model.name}, shipped" if spec in registry.names() else str(files.model)
+    if model is not None:
+        what = f"{spec}, {files.description.get('default')}"
     resize = encoder.preprocessing.resize
     return Entrant(
         files.name,

@@ -67,7 +67,7 @@ def evaluate(
         if labels:
             labelled = open_labelled(labels[0], TRAIN, pool), open_labelled(labels[1], TEST, pool)
         compared = open_labelled(alike, TEST, pool) if alike else None
-        entrants, absent = find_all(encoders, seed=settings.seed)
+        entrants, absent = find_all(encoders, seed=settings.seed, device=settings.device)
         timed = [Timed(entrant) for entrant in entrants]
         tally = _Tally(progress, _total(images, distractors, labels, alike, settings))
         copies = _copies(streams, timed, settings, tally, pool) if images else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from engine.encoders.session import check_device
 from engine.errors import UsageError
 from engine.evaluation.alike import NEIGHBOURS
 from engine.evaluation.entrants import AbsentEntrant
@@ -20,8 +21,10 @@ class EvalSettings:
     most_train: int = 20_000  # the most labelled pictures to learn from
     most_test: int = 5_000  # the most labelled pictures to test, and to compare
     seed: int = 0
+    device: str = "auto"  # where encoders run: "cpu", "cuda", or "auto"
 
     def __post_init__(self) -> None:
+        check_device(self.device)
         for name in ("queries", "most_train", "most_test"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}= is {getattr(self, name)}: it must be at least 1")

@@ -31,6 +31,13 @@ class Encoding:
         """How pictures become the encoder's input; None if images get no vectors."""
         return self._encoder.preprocessing if self._encoder is not None else None
 
+    def max_decoding(self) -> int:
+        """Bytes for all images that are decoded at a time, beside the encoder."""
+        memory = self._store.memory
+        if self._encoder is None:
+            return memory.decoding
+        return memory.beside_encoder(self._encoder.name, self._encoder.needs)
+
     @property
     def enabled(self) -> bool:
         """Whether images get vectors."""

@@ -36,12 +36,9 @@ class Preparing:
         self._store = store
         self._encoding = encoding
         self._keep_pixels = keep_pixels
-        memory, encoder_input = store.memory, encoding.preprocessing
-        self._max_decoding = (
-            memory.beside_encoder(encoder_input.size) if encoder_input else memory.decoding
-        )
+        self._max_decoding = encoding.max_decoding()
         self._decoding = MemoryGate(self._max_decoding, crowded=self._crowd)
-        self._reading = MemoryGate(memory.reading)
+        self._reading = MemoryGate(store.memory.reading)
 
     def begin(self, pool: ThreadPoolExecutor, items: Iterable[FileItem | Member]) -> list[Waiting]:
         """Let the workers prepare some images."""

@@ -9,7 +9,7 @@ import typer
 
 from engine.cli import completion, render
 from engine.cli.dataclass_options import takes
-from engine.cli.options import JsonOption
+from engine.cli.options import DeviceOption, JsonOption
 from engine.cli.output import show_line, warn_each
 from engine.cli.progress import Progress
 from engine.cli.status import DONE, SOME_REJECTED
@@ -25,8 +25,8 @@ class EvalOptions:
         typer.Argument(
             metavar="ENCODER...",
             autocompletion=completion.encoders(*completion.BASELINES, suffix=".onnx"),
-            help="simclr, a folder that 'engine train' wrote, a FILE.onnx, or a baseline (pixels, "
-            "pdq or untrained).",
+            help="An encoder: a name, a folder, or a model to import such as a FILE.onnx, as 'engine "
+            "encoders' lists them; or a baseline (pixels, pdq or untrained).",
         ),
     ] = None
     images: Annotated[
@@ -72,6 +72,7 @@ class EvalOptions:
         str, typer.Option(metavar="N,N", help="Numbers of neighbours that vote on a class.")
     ] = "20,200"
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of everything random.")] = 0
+    device: DeviceOption = "auto"
     out: Annotated[
         str,
         typer.Option(
@@ -85,7 +86,7 @@ class EvalOptions:
 
 @takes(EvalOptions)
 def evaluate(options: EvalOptions) -> None:
-    """Measure how encoders find copies, classes and what looks alike.
+    """Measure how encoders find copies, classes and look-alikes.
 
     --images makes copies of some images in eleven ways: JPEG, half size, crops, a turn, a mirror,
     colours, blur, noise, an overlay, grey. Each copy searches for its original among all images and
@@ -109,6 +110,7 @@ def evaluate(options: EvalOptions) -> None:
         most_train=options.labelled_most[0],
         most_test=options.labelled_most[1],
         seed=options.seed,
+        device=options.device,
     )
     with Progress("eval") as progress:
         report = evaluation.evaluate(

@@ -9,10 +9,12 @@ import typer
 
 from engine.api import Store
 from engine.api.ingest_sources import check_sources
-from engine.cli import completion, logs, render
+from engine.cli import logs, render
 from engine.cli.dataclass_options import takes
 from engine.cli.interrupts import interruptible
 from engine.cli.options import (
+    DeviceOption,
+    EncoderOption,
     ExcludeOption,
     FilesFromOption,
     JsonOption,
@@ -43,14 +45,8 @@ class IngestOptions:
         ),
     ] = None
     store: StoreOption = ""
-    encoder: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME|PATH|none",
-            autocompletion=completion.encoders("none"),
-            help="The encoder [simclr]; the first vectors fix it. none adds images without vectors.",
-        ),
-    ] = ""
+    encoder: EncoderOption = ""
+    device: DeviceOption = "auto"
     memory: MemoryOption = ""
     wait: WaitOption = 0.0
     workers: Annotated[
@@ -95,7 +91,7 @@ class IngestOptions:
 
 @takes(IngestOptions)
 def ingest(options: IngestOptions) -> None:
-    """Add images to a store, and create the store if it is missing.
+    """Add images to a store, which is created if missing.
 
     Unchanged files are not read again, and equal images are stored once. Unreadable images are
     listed in the store's rejects.jsonl. Ctrl-C commits the finished images; run it again to go on.
@@ -139,6 +135,7 @@ def ingest(options: IngestOptions) -> None:
             encoder=options.encoder or ("none" if options.vectors else None),
             memory=options.memory or None,
             wait=options.wait,
+            device=options.device,
         )
         with opened, Progress("ingest") as progress:
             report = opened.ingest(

@@ -16,6 +16,7 @@ from engine.cli import completion, queries, render
 from engine.cli.dataclass_options import takes
 from engine.cli.lookup_output import Csv, Json, Output, Paths, QueryNames, TableOutput
 from engine.cli.options import (
+    DeviceOption,
     ExcludeOption,
     FilesFromOption,
     JsonOption,
@@ -129,6 +130,7 @@ class LookupOptions:
             "--exact", help="As --tier identical, with status 1 if any image is not found."
         ),
     ] = False
+    device: DeviceOption = "auto"
     memory: MemoryOption = ""
     files_from: FilesFromOption = ""
     null: NullOption = False
@@ -197,7 +199,7 @@ def lookup(options: LookupOptions) -> None:
     _check_form(options)
     missing = failed = False
     path = options.store or default_store()
-    opened = Store.open(path, read_only=True, memory=options.memory or None)
+    opened = Store.open(path, read_only=True, memory=options.memory or None, device=options.device)
     with opened, _Bar(named, options) as bar:
         output = _output(options, settings, encoded=not opened.has_given_vectors)
         asked = queries.pieces(named, options.files_from, null=options.null)

@@ -61,7 +61,7 @@ class RemoveOptions:
 
 @takes(RemoveOptions)
 def remove(options: RemoveOptions) -> None:
-    """Remove images by number, by source, or because a source is gone.
+    """Remove images by number, by source, or if a source is gone.
 
     An image is removed with the last of its sources. Names that are not in the store are listed, and
     the status is 3. Ctrl-C commits the finished removals; run it again to go on. 'engine optimize'

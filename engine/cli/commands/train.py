@@ -70,9 +70,9 @@ class TrainOptions:
         str,
         typer.Option(
             metavar="ENCODER",
-            autocompletion=completion.encoders(),
-            help="Learn to follow another encoder: a name, a folder, or a FILE.onnx with one picture "
-            "input. --resume needs it only if the training was stopped before it had all vectors.",
+            autocompletion=completion.encoders(suffix=".onnx"),
+            help="Learn to follow another encoder: a name, a folder, or a model to import such as a "
+            "FILE.onnx. --resume needs it only if the training was stopped before it had all vectors.",
         ),
     ] = ""
     teacher_weight: Annotated[

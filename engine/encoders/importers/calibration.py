@@ -6,11 +6,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from engine.encoders.importers.request import Calibration, Images, Picture
+from engine.encoders.importers.request import MAX_PICTURES, Calibration, Images, Picture
 from engine.images.preprocessing import Preprocessing
 
-MAX_PICTURES = 256
 _MIN_PICTURES = 32
+_COMPARED = 3
 # Pixels of all pictures for an input of up to 128 a side: larger inputs take longer, and fewer pictures.
 _PIXELS = MAX_PICTURES * 128**2
 _SHORTER, _LONGER = 256, 341  # pixels a side of a generated picture
@@ -36,6 +36,11 @@ def calibration_images(
     count = min(count, len(pictures))
     chosen = [pictures[i * len(pictures) // count] for i in range(count)]
     return np.stack([preprocessing.resize(each) for each in chosen]), calibration.described
+
+
+def compared_images(preprocessing: Preprocessing) -> Images:
+    """A few inputs (n, S, S, 3) uint8, to compare a written model with the original one."""
+    return np.stack([preprocessing.resize(generated_picture(i)) for i in range(_COMPARED)])
 
 
 def generated_picture(number: int) -> Picture:
@@ -93,7 +98,8 @@ def _stripes(rng: np.random.Generator, height: int, width: int) -> Plane:
         wave = wave * np.sin(2 * np.pi * frequency * (np.cos(angle) * x + np.sin(angle) * y))
     wave = np.sign(wave) if rng.random() < 0.5 else wave
     first, second = rng.uniform(0, 255, (2, 3))
-    return first + (second - first) * (wave[:, :, None] + 1) / 2
+    made: Plane = first + (second - first) * (wave[:, :, None] + 1) / 2
+    return made
 
 
 def _shape(

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from importlib import metadata, util
-from typing import cast
+from importlib import util
+from typing import TYPE_CHECKING, cast
 
+from engine.encoders.importers import onnx_inputs
 from engine.encoders.importers.request import Import, Importer
 from engine.errors import EncoderError, how_to_install
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "engine.encoders"
 """The group of entry points with importers of other packages."""
@@ -44,7 +48,7 @@ IMPORTERS: dict[str, Importer] = {
         _lazily("onnx_file", "import_onnx"),
         ("onnx",),
         "import",
-        is_file=True,
+        inputs=onnx_inputs.inputs,
     ),
 }
 
@@ -79,21 +83,25 @@ def missing_library(importer: Importer) -> str | None:
     return next((name for name in importer.libraries if not _is_installed(name)), None)
 
 
-def require_libraries(spec: str, importer: Importer) -> None:
-    """``EncoderError`` that says what to install, if a library is missing."""
+def how_to_get(importer: Importer) -> str | None:
+    """What to install first, with the command; None if all is there."""
     name = missing_library(importer)
     if name is None:
-        return
-    how = f"pip install {name}"
-    if importer.extra == "import":
-        how = how_to_install("import")
-    elif importer.extra:
-        how = f"pip install 'image-index-engine[{importer.extra}]'"
-    raise EncoderError(f"{spec} needs {name}: {how}")
+        return None
+    return f"{name}: {how_to_install(importer.extra) if importer.extra else f'pip install {name}'}"
+
+
+def require_libraries(spec: str, importer: Importer) -> None:
+    """``EncoderError`` that says what to install, if a library is missing."""
+    missing = how_to_get(importer)
+    if missing is not None:
+        raise EncoderError(f"{spec} needs {missing}")
 
 
 def versions(importer: Importer) -> dict[str, str]:
     """The version of each library of an importer that is installed."""
+    from importlib import metadata
+
     found = {}
     for name in (*importer.libraries, "onnxruntime"):
         try:
@@ -110,5 +118,8 @@ def _is_installed(name: str) -> bool:
         return False
 
 
-def _plugins() -> list[metadata.EntryPoint]:
+def _plugins() -> list[EntryPoint]:
+    # Loaded late: it takes as long as the rest of a lookup's start.
+    from importlib import metadata
+
     return list(metadata.entry_points(group=GROUP))

@@ -20,7 +20,7 @@ from engine.encoders.importers.agreement import (
     run_model,
     speeds,
 )
-from engine.encoders.importers.calibration import calibration_images
+from engine.encoders.importers.calibration import calibration_images, compared_images
 from engine.encoders.importers.quantise import write_int8
 from engine.encoders.importers.request import ImportReport, ImportRequest
 from engine.errors import EncoderError
@@ -77,7 +77,13 @@ def write_folder(
     ``EncoderError`` if the model cannot be used as an encoder, or has no int8 form that was asked for.
     """
     work = work_folder(request.out)
-    images, images_from = calibration_images(request.calibration, facts.preprocessing)
+    # Without int8, a few pictures show whether the model runs.
+    compares = request.precision != "fp32"
+    images, images_from = (
+        calibration_images(request.calibration, facts.preprocessing)
+        if compares
+        else (compared_images(facts.preprocessing), "")
+    )
     batch = facts.batch or None
     vectors = _vectors(request, fp32, images, batch)
     dim = vectors.shape[1]
@@ -86,7 +92,7 @@ def write_folder(
             f"{request.spec} makes vectors of {dim:,} numbers, and at most {registry.MAX_DIM:,} can be "
             f"used: choose another output with layer="
         )
-    kept = {"images": len(images), "images_from": images_from}
+    kept = {"images": len(images), "images_from": images_from} if compares else {}
     chosen = _choose(request, fp32, work / INT8, images, vectors, batch)
     model = request.out / (INT8 if chosen.precision == "int8" else FP32)
     (work / INT8 if chosen.precision == "int8" else fp32).replace(model)

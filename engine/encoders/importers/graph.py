@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engine.encoders.importers import layers
 from engine.encoders.importers.agreement import INPUT, OUTPUT
-from engine.encoders.importers.preprocess import Three
+from engine.encoders.importers.specs import Three
 from engine.errors import EncoderError
 
 _OWN = "engine_"  # prefix of the names of added values
@@ -124,6 +124,7 @@ class Surgeon:
     output: str
     pool: str | None
     rank: int  # of the output, for which pooling depends on it
+    dim: int  # of the vector
 
     def with_free_batch(self, model: Any, reshapes: bool) -> Any:
         """An encoder of any number of pictures. ``reshapes``: no reshape keeps a batch of one."""
@@ -157,7 +158,8 @@ class Surgeon:
         nodes = [*before, *graph.node, *self._after(output, opset)]
         del graph.node[:]
         graph.node.extend(nodes)
-        graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [batch, None]))
+        shape = [batch, self.dim]
+        graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, shape))
         self._add_constants(graph, opset)
         if reshapes:
             _free_reshapes(graph)
@@ -215,7 +217,7 @@ def _chain(
         result = last if number == len(steps) - 1 else f"{prefix}_{number}"
         nodes.append(
             helper.make_node(
-                kind, [value, *others], [result], name=f"{prefix}_{kind}", **attributes
+                kind, [value, *others], [result], name=f"{prefix}_{kind}_{number}", **attributes
             )
         )
         value = result

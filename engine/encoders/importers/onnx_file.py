@@ -1,8 +1,8 @@
 """Imports an ONNX file with one picture input: checks it, and lets its graph begin with 8-bit pixels.
 
 The file's input is (n, 3, S, S) or (n, S, S, 3), of float or uint8, where n and S may be free. Floats
-are (pixel / 255 - mean) / std; a uint8 input gets pixels as they are. How to make its input can be said in
-options, or in a small file beside it, ``net.toml`` for ``net.onnx``:
+are (pixel / 255 - mean) / std; a uint8 input gets pixels as they are. How to make its input can be said
+in options, or in a small file beside it, ``net.toml`` for ``net.onnx``:
 
     image_size = 224  # S, for an input that takes pictures of any size
     mean = [0.485, 0.456, 0.406]  # of red, green and blue, for channel values from 0 to 1
@@ -37,11 +37,13 @@ from engine.encoders.importers.agreement import (
     open_model,
     unit,
 )
-from engine.encoders.importers.calibration import calibration_images
+from engine.encoders.importers.calibration import compared_images
 from engine.encoders.importers.folder import FP32, ModelFacts, work_folder, write_folder
 from engine.encoders.importers.graph import PictureInput
-from engine.encoders.importers.preprocess import Defaults, three
+from engine.encoders.importers.onnx_inputs import OPTIONS
+from engine.encoders.importers.preprocess import Defaults
 from engine.encoders.importers.request import Images, ImportReport, ImportRequest
+from engine.encoders.importers.specs import Three, three
 from engine.encoders.registry import MAX_MODEL, MAX_SIDE
 from engine.encoders.session import one_line
 from engine.errors import EncoderError, UsageError
@@ -49,25 +51,24 @@ from engine.errors import EncoderError, UsageError
 DEFAULT_SIZE = 224
 _MAX_OPTIONS = 1 << 20  # bytes
 _OPTIONS = ("image_size", "mean", "std", "resize", "shorter_side", "output")
-_COMPARED = 3  # pictures, alone and together
 
 
 def import_onnx(request: ImportRequest) -> ImportReport:
     """Import the ONNX file ``request.model``."""
     path = Path(request.model)
     model = _read(path)
-    request = _with_options(request, path.with_suffix(".toml"))
+    request = _with_options(request, path.with_suffix(OPTIONS))
     found = _picture_input(path, model)
     size = _size(path, found, request)
     preprocessing, mean, std = preprocess.chosen(request, Defaults(size, None, "bilinear"))
     if not found.is_float and (request.mean or request.std):
         raise EncoderError(f"{path} takes uint8 pixels as they are: leave mean= and std= out")
     output, pool = _output(path, model, request.layer)
-    images, _ = calibration_images(request.calibration, preprocessing)
-    some = images[:_COMPARED]
+    some = compared_images(preprocessing)
     wanted, rank = _original(path, model, found, (output, pool), some, mean, std)
     work = work_folder(request.out) / FP32
-    surgeon = graph.Surgeon(found, preprocessing.size, mean, std, output, pool, rank)
+    dim = wanted.shape[1]
+    surgeon = graph.Surgeon(found, preprocessing.size, mean, std, output, pool, rank, dim)
     batch, cosine = _write(path, model, surgeon, work, some, wanted)
     facts = ModelFacts(
         request.name or path.stem,
@@ -254,8 +255,8 @@ def _original(
     found: PictureInput,
     output: tuple[str, str | None],
     images: Images,
-    mean: preprocess.Three,
-    std: preprocess.Three,
+    mean: Three,
+    std: Three,
 ) -> tuple[Vectors, int]:
     """What the unchanged model makes of some pictures: (n, d) of unit length, and its output's rank."""
     whole = graph.with_output(model, output[0])

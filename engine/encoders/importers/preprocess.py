@@ -8,14 +8,12 @@ from dataclasses import dataclass
 
 from engine.encoders import registry
 from engine.encoders.importers.request import ImportRequest
+from engine.encoders.importers.specs import Three, three
 from engine.errors import UsageError
 from engine.images.preprocessing import INTERPOLATIONS, Preprocessing
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-_LARGEST = 1e6  # of a mean or a deviation, for channel values from 0 to 1
-
-Three = tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,22 +61,6 @@ def chosen(request: ImportRequest, own: Defaults) -> tuple[Preprocessing, Three,
     if min(std) <= 0:
         raise UsageError("std= must be three numbers above 0")
     return preprocessing, mean, std
-
-
-def three(values: object, name: str) -> Three:
-    """Three numbers; ``UsageError`` if they are not."""
-    good = isinstance(values, Sequence) and not isinstance(values, str) and len(values) == 3
-    if not good or not all(_is_number(each) for each in values):  # type: ignore[attr-defined]
-        raise UsageError(f"{name} must be three numbers")
-    red, green, blue = map(float, values)  # type: ignore[call-overload]
-    return red, green, blue
-
-
-def _is_number(value: object) -> bool:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    # NaN is not below the limit.
-    return abs(value) <= _LARGEST
 
 
 def _resize(text: str) -> tuple[str, str]:

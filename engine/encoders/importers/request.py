@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from engine.errors import Extra
+
 PRECISIONS = ("auto", "int8", "fp32")
+
+MAX_PICTURES = 256  # that calibrate an encoder
 
 Images = npt.NDArray[np.uint8]  # (n, S, S, 3)
 Picture = npt.NDArray[np.uint8]  # (H, W, 3)
@@ -58,9 +61,8 @@ class ImportReport:
     licence: str
     # As in ``encoder.json``: cosines and the overlap of neighbours, in the order they were measured.
     parity: dict[str, float | int | str] = field(default_factory=dict)
-    notes: tuple[
-        str, ...
-    ] = ()  # what a user should know, such as tensors that were matched by order
+    # What a user should know, such as tensors that were matched by order.
+    notes: tuple[str, ...] = ()
 
 
 Import = Callable[[ImportRequest], ImportReport]
@@ -79,11 +81,7 @@ class Importer:
     example: str
     load: Callable[[], Import]
     libraries: tuple[str, ...] = ()
-    extra: str = ""  # of the engine, such as "import"
+    extra: Extra | None = None  # of the engine, such as "import"
     text: bool = False  # whether its models also encode texts
-    # Whether MODEL is a file of this machine rather than a name.
-    is_file: bool = False
-    fields: tuple[str, ...] = field(default=("weights", "layer", "image_size"))
-
-
-Described = dict[str, Any]
+    # The files of this machine that a MODEL is made of. It loads no library. None: no files.
+    inputs: Callable[[str], Sequence[Path]] | None = None

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -18,6 +18,8 @@ from engine.errors import UsageError
 
 _PREFIXED = re.compile(r"([a-z][a-z0-9-]*):(.+)", re.DOTALL)
 _ONNX = "onnx"
+
+_LARGEST = 1e6  # of a mean or a deviation, for channel values from 0 to 1
 
 Three = tuple[float, float, float]
 
@@ -86,19 +88,6 @@ def merged(spec: ModelSpec, settings: ImportSettings) -> ModelSpec:
     return replace(spec, settings=replace(spec.settings, **told))
 
 
-def to_dict(spec: ModelSpec) -> dict[str, object]:
-    """A JSON object from which ``from_dict`` makes the spec again."""
-    return asdict(spec)
-
-
-def from_dict(body: Mapping[str, object]) -> ModelSpec:
-    """The spec that ``to_dict`` wrote."""
-    settings = dict(body["settings"])  # type: ignore[call-overload]
-    for name in ("mean", "std"):
-        settings[name] = tuple(settings[name]) if settings[name] is not None else None
-    return ModelSpec(str(body["prefix"]), str(body["model"]), ImportSettings(**settings))
-
-
 def _settings(text: str, query: str) -> ImportSettings:
     known = {each.name for each in fields(ImportSettings)}
     found: dict[str, object] = {}
@@ -132,3 +121,19 @@ def three_numbers(name: str, text: str) -> Three:
             f"{name}= must be three numbers, such as 0.5,0.5,0.5, not {text!r:.60}"
         ) from None
     return red, green, blue
+
+
+def three(values: object, name: str) -> Three:
+    """Three numbers; ``UsageError`` if they are not."""
+    good = isinstance(values, Sequence) and not isinstance(values, str) and len(values) == 3
+    if not good or not all(_is_number(each) for each in values):  # type: ignore[attr-defined]
+        raise UsageError(f"{name} must be three numbers")
+    red, green, blue = map(float, values)  # type: ignore[call-overload]
+    return red, green, blue
+
+
+def _is_number(value: object) -> bool:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    # NaN is not below the limit.
+    return abs(value) <= _LARGEST

@@ -23,14 +23,13 @@ from engine.encoders.importers.agreement import (
     run_model,
     unit,
 )
-from engine.encoders.importers.calibration import calibration_images
+from engine.encoders.importers.calibration import compared_images
 from engine.encoders.importers.folder import FP32, ModelFacts, work_folder, write_folder
 from engine.encoders.importers.request import Images, ImportReport, ImportRequest
 from engine.errors import EncoderError
 from engine.images.preprocessing import Preprocessing
 
 OPSET = 18
-_COMPARED = 3  # pictures, alone and together
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +85,7 @@ def write_encoder(request: ImportRequest, tower: nn.Module, facts: TowerFacts) -
         write_onnx(_FromPixels(tower, facts.mean, facts.std).eval(), path, size)
     except EncoderError as error:
         raise EncoderError(f"{request.spec} {error}") from None
-    images, _ = calibration_images(request.calibration, facts.preprocessing)
-    some = images[:_COMPARED]
+    some = compared_images(facts.preprocessing)
     wanted = run_tower(tower, some, facts.mean, facts.std)
     if wanted.ndim != 2 or not np.isfinite(wanted).all():
         raise EncoderError(

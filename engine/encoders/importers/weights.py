@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -204,11 +203,3 @@ def _shape(tensor: Tensor) -> str:
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def weights_path(path: str | os.PathLike[str]) -> Path:
-    """The absolute path of a file of weights; ``EncoderError`` if it is not a path."""
-    try:
-        return Path(os.path.abspath(os.fspath(path)))  # noqa: PTH100
-    except (TypeError, ValueError):
-        raise EncoderError(f"weights= {path!r:.60} is not a path") from None
