@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,6 +11,7 @@ from engine.errors import EncoderError
 
 # By the names of their classes: the libraries that define them may not be installed.
 _GATED = {"GatedRepoError"}
+_OFFLINE = {"LocalEntryNotFoundError", "OfflineModeIsEnabled"}
 _ABSENT = {"RepositoryNotFoundError", "EntryNotFoundError", "RevisionNotFoundError"}
 
 
@@ -16,7 +19,9 @@ _ABSENT = {"RepositoryNotFoundError", "EntryNotFoundError", "RevisionNotFoundErr
 def fetching(spec: str) -> Iterator[None]:
     """Around the call that downloads weights; its errors become ``EncoderError``."""
     try:
-        yield
+        # torch.hub prints what it downloads. Standard output is for results.
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
     except (EncoderError, KeyboardInterrupt, MemoryError):
         raise
     # Libraries raise errors of requests, httpx, urllib and their own.
@@ -35,7 +40,7 @@ def _why(spec: str, error: Exception) -> str:
             f"the weights of {spec} are given only to people who accepted their licence: accept it on "
             f"the model's page and log in with 'hf auth login', or {own}"
         )
-    if names & _ABSENT:
+    if names & _ABSENT and not names & _OFFLINE:
         return f"the hub has no weights for {spec}: check the name, or {own}"
     first = " ".join(str(error).split())[:200] or type(error).__name__
     return f"the weights of {spec} cannot be downloaded ({first}): connect to the network, or {own}"
