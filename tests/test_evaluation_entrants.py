@@ -57,7 +57,9 @@ def test_a_flat_picture_has_no_fingerprint_to_compare():
 
 
 def test_an_unknown_name_is_one_line_that_lists_the_known_ones():
-    with pytest.raises(EncoderError, match="no encoder 'simclrr': name one of simclr") as error:
+    with pytest.raises(
+        EncoderError, match="no encoder 'simclrr': name one of lite0, simclr"
+    ) as error:
         find("simclrr", seed=0)
     assert "\n" not in str(error.value)
     assert "FILE.onnx, or a baseline: pixels, pdq, untrained" in str(error.value)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).resolve().parent.parent
+MODELS = "engine/encoders/models/"
+ENCODER = ("encoder.json", "README.md", "model.int8.onnx")
 # Without torch, which is gigabytes.
 CORE = {
     *("numpy", "rocksdict", "xxhash", "faiss-cpu", "onnxruntime", "pillow", "pdqhash"),
@@ -45,6 +45,19 @@ def test_the_wheel_holds_the_encoder_the_benchmarks_and_the_type_marker(wheel: P
     assert tops == {"engine"}, "nothing but the package may land in site-packages"
 
 
+def test_the_encoders_of_the_wheel_are_small() -> None:
+    builder = pytest.importorskip("hatchling.builders.wheel").WheelBuilder(str(ROOT))
+    sizes = {
+        file.distribution_path: Path(file.path).stat().st_size
+        for file in builder.recurse_included_files()
+    }
+    models = {path: size for path, size in sizes.items() if path.startswith(MODELS)}
+    for name in ("simclr", "lite0"):
+        assert {f"{MODELS}{name}/{file}" for file in ENCODER} <= set(models)
+    assert not [path for path in sizes if path.endswith(".safetensors")]
+    assert sum(models.values()) <= 25_000_000
+
+
 @pytest.mark.exhaustive
 def test_the_installed_wheel_ingests_looks_up_and_benches(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
@@ -73,6 +86,7 @@ def test_the_installed_wheel_ingests_looks_up_and_benches(wheel: Path, tmp_path:
         assert done.returncode == 0, (words, done.stderr)
 
 
+@pytest.mark.slow
 def test_the_core_asks_for_what_an_ingest_or_a_lookup_needs(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (each for each in archive.namelist() if each.endswith(".dist-info/METADATA"))

@@ -15,9 +15,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from engine.config import cpu_count
 from engine.encoders import registry
-from engine.errors import UsageError
+from engine.errors import TrainingError, UsageError
 from engine.training.batches import Batches
-from engine.training.checkpoint import Provenance, engine_version, load_checkpoint
+from engine.training.checkpoint import CHECKPOINT, Provenance, engine_version, load_checkpoint
 from engine.training.export import export
 from engine.training.loop import TrainingLoop
 from engine.training.malloc_pages import kept_pages
@@ -283,7 +283,15 @@ def _device(wanted: str) -> torch.device:
 
 def _first_weights(init: str | Path, settings: TrainSettings) -> tuple[SimCLR, Provenance]:
     """The network of an encoder, by name or folder, and its description."""
-    network, provenance = load_checkpoint(registry.find(str(init)).model.parent)
+    files = registry.find(str(init))
+    folder = files.model.parent
+    if registry.comes_along(files) and not (folder / CHECKPOINT).exists():
+        raise TrainingError(
+            f"the weights of {files.name} to begin with are in a clone of the project, and not in "
+            f"the installed package: name a folder that 'engine train' wrote with init=, or install "
+            f"a clone"
+        )
+    network, provenance = load_checkpoint(folder)
     for name in ("hidden", "dim"):
         theirs, ours = getattr(provenance.settings, name), getattr(settings, name)
         if theirs != ours:
