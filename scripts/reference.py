@@ -49,6 +49,10 @@ GROUPS = {
         *("CheckReport", "Problem", "BackupReport", "ExportReport"),
     ],
     "Images in memory": ["PackedBits"],
+    "Encoders": [
+        *("import_encoder", "ImportReport"),
+        *("list_encoders", "EncoderList", "EncoderInfo", "ImporterInfo"),
+    ],
 }
 
 
@@ -120,6 +124,10 @@ def _help(words: list[str]) -> str:
 
 
 def _class(name: str, what: Any) -> Iterator[str]:
+    if inspect.isfunction(what):
+        yield from (f"### {name}", "", "```text", _signature(name, what, bound=True), "```", "")
+        yield _text(what)
+        return
     yield from (f"### {name}", "", _text(what))
     if isinstance(what, type) and issubclass(what, Enum):
         yield from [f"- `{name}.{one.name}` = `{one.value!r}`" for one in what]

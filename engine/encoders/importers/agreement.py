@@ -21,8 +21,8 @@ _NEIGHBOURS = 10
 # Pixels of the images that run at a time: the activations of a large network take some hundred bytes
 # for each.
 _BATCH_PIXELS = 32 * 96**2
-_TIMED = 4  # images in a run that is timed
-_ROUNDS = 3
+_TIMED = 2  # images in a run that is timed
+_ROUNDS = 6
 
 Vectors = npt.NDArray[np.float32]
 
@@ -38,12 +38,12 @@ def in_batches(images: Images, batch: int | None = None) -> list[Images]:
     return [images[start : start + step] for start in range(0, len(images), step)]
 
 
-def open_model(path: Path) -> Any:
-    """An ``onnxruntime.InferenceSession`` on the CPU."""
+def open_model(path: Path, *, threads: int | None = None) -> Any:
+    """An ``onnxruntime.InferenceSession`` on the CPU, on all cores by default."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = cpu_count()
+    options.intra_op_num_threads = threads or cpu_count()
     options.enable_cpu_mem_arena = False
     options.log_severity_level = 4
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -89,8 +89,11 @@ def agreement(exact: Vectors, other: Vectors) -> tuple[float, float]:
 
 
 def speeds(paths: list[Path], images: Images, batch: int | None = None) -> list[float]:
-    """Images a second of each model: the best of a few rounds, in which they take turns."""
-    sessions = [open_model(path) for path in paths]
+    """Images a second of each model on one core: the best of a few rounds, in which they take turns.
+
+    With several threads, other work on the machine would decide which one waits.
+    """
+    sessions = [open_model(path, threads=1) for path in paths]
     some = images[: batch or _TIMED]
     best = [float("inf")] * len(paths)
     for _ in range(_ROUNDS):

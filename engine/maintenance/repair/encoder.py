@@ -1,8 +1,10 @@
-"""Copies the files of the encoder again from the package, if it is the same encoder."""
+"""Copies the files of the encoder again from the package or the user's cache, if it is there."""
 
 from __future__ import annotations
 
 from engine.encoders import registry
+from engine.encoders.importers import cache
+from engine.encoders.registry import EncoderFiles
 from engine.errors import EncoderError
 from engine.storage import file_names, nofollow
 from engine.storage.durable import fsync_dir, replace_file
@@ -10,14 +12,11 @@ from engine.storage.session import Session
 
 
 def restore_encoder(store: Session) -> None:
-    """Put the encoder's files back, durably; do nothing if the package does not have them."""
+    """Put the encoder's files back, durably; do nothing if they are not on this machine."""
     entry = store.snapshot.space.encoder
     assert entry is not None
-    try:
-        files = registry.find(entry.name)
-    except EncoderError:
-        return
-    if files.sha256 != entry.fingerprint:
+    files = _found(entry.name, entry.fingerprint)
+    if files is None:
         return
     inner = file_names.encoder_folder(entry.file, entry.generation)
     nofollow.make_folder(store.path, file_names.ENCODER)
@@ -27,3 +26,15 @@ def restore_encoder(store: Session) -> None:
         replace_file(store.path / inner / name, data, store.path)
     for parent in (store.path / file_names.ENCODER, store.path):
         fsync_dir(parent)
+
+
+def _found(name: str, fingerprint: str) -> EncoderFiles | None:
+    """The same encoder in the package, or among imported ones; None if there is none."""
+    if name in registry.names():
+        try:
+            shipped = registry.find(name)
+        except EncoderError:
+            shipped = None
+        if shipped is not None and shipped.sha256 == fingerprint:
+            return shipped
+    return next((files for files in cache.cached() if files.sha256 == fingerprint), None)
