@@ -16,8 +16,11 @@ _ABSENT = {"RepositoryNotFoundError", "EntryNotFoundError", "RevisionNotFoundErr
 
 
 @contextmanager
-def fetching(spec: str) -> Iterator[None]:
-    """Around the call that downloads weights; its errors become ``EncoderError``."""
+def fetching(spec: str, instead: str = "give a file of weights with weights=") -> Iterator[None]:
+    """Around the call that downloads weights; its errors become ``EncoderError``.
+
+    ``instead`` says what to do without a network.
+    """
     try:
         # torch.hub prints what it downloads. Standard output is for results.
         with contextlib.redirect_stdout(sys.stderr):
@@ -26,15 +29,14 @@ def fetching(spec: str) -> Iterator[None]:
         raise
     # Libraries raise errors of requests, httpx, urllib and their own.
     except Exception as error:
-        raise EncoderError(_why(spec, error)) from None
+        raise EncoderError(_why(spec, error, instead)) from None
 
 
-def _why(spec: str, error: Exception) -> str:
+def _why(spec: str, error: Exception, own: str) -> str:
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 20:
         chain.append(cause)
     names = {base.__name__ for each in chain for base in type(each).__mro__}
-    own = "give a file of weights with weights="
     if names & _GATED:
         return (
             f"the weights of {spec} are given only to people who accepted their licence: accept it on "

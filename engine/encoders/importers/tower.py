@@ -30,6 +30,8 @@ from engine.errors import EncoderError
 from engine.images.preprocessing import Preprocessing
 
 OPSET = 18
+# Networks have parts called "embedding" too, so the output gets its name after the export.
+_MADE = "made_by_the_tower"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,6 @@ def write_onnx(
     *,
     example: Tensor | None = None,
     input_name: str = INPUT,
-    output_name: str = OUTPUT,
 ) -> None:
     """Write a module of one input as an ONNX file whose first dimension is free.
 
@@ -147,8 +148,9 @@ def write_onnx(
         example = torch.zeros((2, size, size, 3), dtype=torch.uint8)
     with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
         warnings.simplefilter("ignore")
-        model = _exported(module, example, input_name, output_name)
+        model = _exported(module, example, input_name)
     _name_batch(model.graph)
+    _name_output(model.graph)
     # Remove the Python source lines from the nodes.
     for node in model.graph.node:
         del node.metadata_props[:]
@@ -161,7 +163,7 @@ def write_onnx(
         raise EncoderError(f"cannot be saved as one ONNX file: {why}") from None
 
 
-def _exported(module: nn.Module, example: Tensor, input_name: str, output_name: str) -> Any:
+def _exported(module: nn.Module, example: Tensor, input_name: str) -> Any:
     try:
         program = torch.export.export(
             module, (example,), dynamic_shapes=({0: torch.export.Dim("n")},), strict=False
@@ -170,7 +172,7 @@ def _exported(module: nn.Module, example: Tensor, input_name: str, output_name: 
             program,
             (),
             input_names=[input_name],
-            output_names=[output_name],
+            output_names=[_MADE],
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
@@ -191,6 +193,16 @@ def _name_batch(graph: Any) -> None:
         for dimension in value.type.tensor_type.shape.dim:
             if old and dimension.dim_param == old:
                 dimension.dim_param = "n"
+
+
+def _name_output(graph: Any) -> None:
+    """Call the output "embedding", and give other values of that name another."""
+    names = {OUTPUT: f"{OUTPUT}_inside", _MADE: OUTPUT}
+    for value in (*graph.output, *graph.value_info, *graph.initializer):
+        value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
 
 
 def _cosine(path: Path, images: Images, wanted: Vectors) -> float:
