@@ -25,9 +25,14 @@ def require_text(text: object) -> str:
     """``text``, if it is one to look up; ``UsageError`` for anything else, or if it has no words."""
     if not isinstance(text, str):
         raise UsageError(f"a text must be a str, not {type(text).__name__}")
-    if not any(letter.isprintable() and not letter.isspace() for letter in text):
+    if not has_words(text):
         raise UsageError(f"the text {shortened(text)} is empty: write what the images show")
     return text
+
+
+def has_words(text: str) -> bool:
+    """Whether a text has a character that can be seen."""
+    return any(letter.isprintable() and not letter.isspace() for letter in text)
 
 
 class TextEncoder:

@@ -7,11 +7,13 @@ pixels, pdq, untrained       see ``baselines``
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine.encoders import named, registry
 from engine.encoders.onnx import OnnxEncoder
+from engine.encoders.text import TextEncoder
+from engine.encoders.text_tower import TextTower
 from engine.errors import EncoderError, UsageError, how_to_install
 from engine.evaluation import baselines
 from engine.evaluation.baselines import Vectors
@@ -26,6 +28,8 @@ class Entrant:
     what: str  # a description for the report
     dim: int
     encode: Callable[[Sequence[Array]], Vectors]
+    # n texts → (n, dim), of unit length or zero; None without a text tower.
+    encode_texts: Callable[[Sequence[str]], Vectors] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,7 @@ def find_all(
         name, number = found.name, 2
         while name in {other.name for other in entrants}:
             name, number = f"{found.name}-{number}", number + 1
-        entrants.append(Entrant(name, found.what, found.dim, found.encode))
+        entrants.append(replace(found, name=name))
     if not entrants:
         reasons = "; ".join(f"{each.name}: {each.reason}" for each in absent)
         raise UsageError(f"nothing to evaluate: {reasons or 'name at least one encoder'}")
@@ -109,4 +113,10 @@ def _encoder(spec: str, device: str) -> Entrant:
         what,
         files.dim,
         lambda pictures: encoder.encode([resize(each) for each in pictures]),
+        None if files.text is None else _text_encoder(files.text),
     )
+
+
+def _text_encoder(tower: TextTower) -> Callable[[Sequence[str]], Vectors]:
+    """A function that loads a text tower when it is called."""
+    return lambda texts: TextEncoder(tower).encode(texts)

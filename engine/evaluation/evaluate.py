@@ -1,4 +1,4 @@
-"""Evaluates encoders and baselines on the same pictures: copies, classes, and what looks alike."""
+"""Evaluates encoders and baselines on the same pictures: copies, classes, what looks alike, captions."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from engine.config import cpu_count
 from engine.errors import UsageError
 from engine.evaluation.alike import Alike
+from engine.evaluation.captions import Captions
 from engine.evaluation.classes import Classes, ClassResult
 from engine.evaluation.classify import check_installed
 from engine.evaluation.copies import Copies, CopyResult
@@ -37,6 +38,7 @@ def evaluate(
     distractors: Sequence[str] = (),
     labels: tuple[str, str] | None = None,
     alike: str | None = None,
+    captions: str | None = None,
     settings: EvalSettings | None = None,
     out: str | Path | None = None,
     progress: Tick | None = None,
@@ -46,14 +48,16 @@ def evaluate(
     ``images`` measures how often a distorted copy finds its original among all images and
     ``distractors``. ``labels``, a source to learn from and a source to test, measures how well classes
     are separated. ``alike``, a source of labelled pictures, measures how often the nearest pictures have
-    the label of the query. ``out`` is a new or empty folder for the report as JSON, a plot of quality
-    against speed, and sheets of the worst cases.
+    the label of the query. ``captions``, a source of pictures with captions, measures how often a
+    caption finds its picture, with the encoders that have a text tower. ``out`` is a new or empty folder
+    for the report as JSON, a plot of quality against speed, and sheets of the worst cases.
     Unreadable pictures are reported and left out.
     """
     settings = settings or EvalSettings()
-    if not images and not labels and not alike:
+    if not images and not labels and not alike and not captions:
         raise UsageError(
-            "name images with images=, or labelled pictures with labels= or alike=, or several of them"
+            "name images with images=, labelled pictures with labels= or alike=, or pictures with "
+            "captions= of theirs, or several of them"
         )
     if distractors and not images:
         raise UsageError("distractors= go with images=: name images too")
@@ -67,15 +71,18 @@ def evaluate(
         if labels:
             labelled = open_labelled(labels[0], TRAIN, pool), open_labelled(labels[1], TEST, pool)
         compared = open_labelled(alike, TEST, pool) if alike else None
+        told = open_labelled(captions, TEST, pool) if captions else None
         entrants, absent = find_all(encoders, seed=settings.seed, device=settings.device)
         timed = [Timed(entrant) for entrant in entrants]
-        tally = _Tally(progress, _total(images, distractors, labels, alike, settings))
+        tally = _Tally(progress, _total(images, distractors, labels, (alike, captions), settings))
+        asked = _captions(told, timed, settings, tally) if told else None
         copies = _copies(streams, timed, settings, tally, pool) if images else None
         found = copies.run() if copies else []
         classes = _classes(labelled, timed, settings, tally) if labelled else None
         told_apart = classes.run() if classes else []
         seen = _alike(compared, timed, settings, tally) if compared else None
         looks_alike = seen.run() if seen else []
+        by_text = asked.run() if asked else []
     report = EvalReport(
         settings=settings,
         engine_version=_version(),
@@ -95,7 +102,12 @@ def evaluate(
         alike_queries=seen.queries if seen else 0,
         alike_classes=seen.classes if seen else 0,
         alike_by_chance=seen.chance if seen else None,
-        results=_results(timed, found, told_apart, looks_alike),
+        captions=captions or "",
+        caption_pictures=asked.pictures if asked else 0,
+        caption_texts=asked.texts if asked else 0,
+        caption_left_out=asked.left_out if asked else 0,
+        captions_by_chance=_by_depth(asked.chance) if asked else {},
+        results=_results(timed, found, told_apart, looks_alike, by_text),
         absent=tuple(absent),
         rejected=tuple(tally.rejected.values()),
         seconds=time.perf_counter() - began,
@@ -176,11 +188,29 @@ def _alike(
     )
 
 
+def _captions(
+    labelled: Labelled, timed: Sequence[Timed], settings: EvalSettings, tally: _Tally
+) -> Captions:
+    return Captions(
+        labelled,
+        timed,
+        most=settings.most_test,
+        seed=settings.seed,
+        reject=tally.reject,
+        tick=tally.tick,
+    )
+
+
+def _by_depth(figures: dict[int, float]) -> dict[str, float]:
+    return {str(depth): figure for depth, figure in figures.items()}
+
+
 def _results(
     timed: Sequence[Timed],
     copies: Sequence[CopyResult],
     classes: Sequence[ClassResult],
     alike: Sequence[float],
+    by_text: Sequence[dict[int, float]],
 ) -> tuple[EncoderResult, ...]:
     """One result per entrant. The measured figures are in the same order, or empty."""
     results = []
@@ -212,6 +242,8 @@ def _results(
             )
         if alike:
             result = replace(result, looks_alike=alike[number])
+        if by_text:
+            result = replace(result, text_recall=_by_depth(by_text[number]))
         results.append(result)
     return tuple(results)
 
@@ -220,7 +252,7 @@ def _total(
     images: Sequence[str],
     distractors: Sequence[str],
     labels: tuple[str, str] | None,
-    alike: str | None,
+    others: tuple[str | None, ...],
     settings: EvalSettings,
 ) -> int | None:
     """About how many pictures will be encoded, for the progress; None if only reading would show it."""
@@ -231,7 +263,7 @@ def _total(
         if count is None or more is None:
             return None
         total = count + more + min(count, settings.queries) * len(DISTORTIONS)
-    total += settings.most_test if alike else 0
+    total += settings.most_test * sum(1 for each in others if each)
     return total + (settings.most_train + settings.most_test if labels else 0)
 
 

@@ -25,7 +25,7 @@ from engine.images import canonical as px
 from engine.images.decode import decode, memory_to_decode
 from engine.images.rgb_picture import to_rgb8
 from engine.sources.items import ArchiveItem, FileItem, Item, Member, Reject, Skipped, VectorItem
-from engine.sources.metadata import LABELS
+from engine.sources.metadata import CAPTIONS, LABELS
 from engine.sources.source_stream import Sources
 
 Array = npt.NDArray[np.uint8]
@@ -34,6 +34,7 @@ SIDE = 512
 """The longer side after shrinking, so that distortions in pixels mean the same for all pictures."""
 
 _IN_FLIGHT = 32  # pictures that are decoded ahead
+_MAX_CAPTIONS = 16  # of one picture
 _MAX_FILE = 256 << 20  # bytes
 _MAX_DECODING = 1 << 30  # bytes to decode one picture
 _LARGE = 256 << 20  # bytes; pictures that take more to decode are decoded one at a time
@@ -51,6 +52,7 @@ class Picture:
     label: str | None
     rgb: Array | None
     reason: str = ""
+    captions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class _Item:
     name: str
     label: str | None
     read: Callable[[], Array]  # may raise ImageError
+    captions: tuple[str, ...] = ()
 
 
 class Stream:
@@ -120,7 +123,7 @@ def shrunk(rgb: Array, side: int = SIDE) -> Array:
 
 def _load(number: int, item: _Item) -> Picture:
     try:
-        return Picture(number, item.name, item.label, item.read())
+        return Picture(number, item.name, item.label, item.read(), captions=item.captions)
     except ImageError as error:
         return Picture(number, item.name, item.label, None, str(error))
     except MemoryError:
@@ -146,12 +149,13 @@ def _of(item: Item, root: Path | None) -> Iterator[_Item]:
     elif isinstance(item, FileItem):
         yield _Item(name, _folder(name, root), lambda: _decoded(item.read(_MAX_FILE)))
     elif isinstance(item, Member):
-        yield _Item(name, _label(item.metadata), _reads(item))
+        yield _Item(name, _label(item.metadata), _reads(item), _captions(item.metadata))
     elif isinstance(item, ArchiveItem):
         for member in item.members(0, _MAX_FILE):
             if isinstance(member, Member):
                 label = _label(member.metadata)
-                yield _Item(os.fsdecode(member.name), label, _reads(member))
+                captions = _captions(member.metadata)
+                yield _Item(os.fsdecode(member.name), label, _reads(member), captions)
             elif isinstance(member, Reject):
                 yield _Item(os.fsdecode(member.name), None, _raises(member.reason))
     elif isinstance(item, VectorItem):
@@ -197,3 +201,14 @@ def _label(metadata: dict[str, object] | None) -> str | None:
         if metadata and field in metadata:
             return str(metadata[field])
     return None
+
+
+def _captions(metadata: dict[str, object] | None) -> tuple[str, ...]:
+    """The captions in the first field of them; a field may have one text or several."""
+    for field in CAPTIONS:
+        value = (metadata or {}).get(field)
+        if isinstance(value, str):
+            return (value,)
+        if isinstance(value, list):
+            return tuple(text for text in value if isinstance(text, str))[:_MAX_CAPTIONS]
+    return ()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from engine.errors import how_to_install
-from engine.evaluation.report import MEASURES, EncoderResult, EvalReport, Measure
+from engine.evaluation.report import EncoderResult, EvalReport, Measure, measured
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +27,7 @@ def draw(report: EvalReport) -> bytes | None:
 
     An entrant is on the front if no other one is both faster and better.
     """
-    measures = [one for one in MEASURES if one.of(report.results[0]) is not None]
+    measures = measured(report)
     if not measures:
         return None
     try:
@@ -48,8 +48,9 @@ def draw(report: EvalReport) -> bytes | None:
 
 def _panel(axes: Axes, measure: Measure, results: Sequence[EncoderResult]) -> None:
     points = [
-        (max(result.images_per_second, 1e-3), measure.of(result) or 0.0, result.name)
+        (max(result.images_per_second, 1e-3), quality, result.name)
         for result in results
+        if (quality := measure.of(result)) is not None
     ]
     front = _front(points)
     axes.set_xscale("log")

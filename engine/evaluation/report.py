@@ -59,6 +59,7 @@ class EncoderResult:
     probe: float | None = None  # accuracy
     probe_strength: float | None = None
     looks_alike: float | None = None  # the share of the three nearest that have the same label
+    text_recall: dict[str, float] = field(default_factory=dict)  # by depth; texts with captions
     images: int = 0  # encoded
     seconds: float = 0.0  # of encoding
     images_per_second: float = 0.0
@@ -87,6 +88,11 @@ class EvalReport:
     alike_queries: int  # those of them whose label enough others have
     alike_classes: int
     alike_by_chance: float | None  # what vectors that say nothing would reach
+    captions: str  # the source of the pictures that were looked up by their captions
+    caption_pictures: int
+    caption_texts: int  # different captions
+    caption_left_out: int  # pictures without a caption
+    captions_by_chance: dict[str, float]  # by depth
     results: tuple[EncoderResult, ...]
     absent: tuple[AbsentEntrant, ...]
     rejected: tuple[Rejection, ...]
@@ -107,6 +113,9 @@ MEASURES = (
     Measure("copies", "copies found first (recall@1)", lambda result: result.mean_recall_at_1),
     Measure(
         "alike", f"same label among the {NEIGHBOURS} nearest", lambda result: result.looks_alike
+    ),
+    Measure(
+        "texts", "pictures found by caption (recall@1)", lambda result: result.text_recall.get("1")
     ),
     Measure(
         "kNN", "classes named by neighbours", lambda result: max(result.knn.values(), default=None)
@@ -168,7 +177,9 @@ def text(report: EvalReport) -> str:
             f"{report.alike_pictures:,}",
             "",
         ]
-    measures = [measure for measure in MEASURES if measure.of(report.results[0]) is not None]
+    if report.caption_texts:
+        parts += _captions(report)
+    measures = measured(report)
     rows = [["", *(one.name for one in measures), "numbers", "images", "images/s", "what"]]
     rows += [
         [
@@ -185,6 +196,28 @@ def text(report: EvalReport) -> str:
     parts += [f"{each.name} is left out: {each.reason}" for each in report.absent]
     parts += [f"wrote {path}" for path in report.files]
     return "\n".join(parts)
+
+
+def measured(report: EvalReport) -> list[Measure]:
+    """The measures that at least one entrant has."""
+    return [one for one in MEASURES if any(one.of(each) is not None for each in report.results)]
+
+
+def _captions(report: EvalReport) -> list[str]:
+    depths = list(report.captions_by_chance)
+    rows = [["text → image", *(f"recall@{depth}" for depth in depths)]]
+    rows += [
+        [result.name, *(_share(result.text_recall.get(depth)) for depth in depths)]
+        for result in report.results
+    ]
+    rows.append(["by chance", *(_share(report.captions_by_chance[depth]) for depth in depths)])
+    parts = _aligned(rows)
+    parts.append(
+        f"{report.caption_texts:,} captions, each searched among {report.caption_pictures:,} pictures"
+    )
+    if report.caption_left_out:
+        parts.append(f"left out: {report.caption_left_out:,} pictures without a caption")
+    return [*parts, ""]
 
 
 def _share(value: float | None) -> str:

@@ -12,6 +12,8 @@ from engine.errors import ImageError
 METADATA_LIMIT = 16 << 10  # bytes as JSON, small because it is read with every record
 # Fields of metadata that name an image's class; the first one present counts.
 LABELS = ("label", "cls", "class", "category")
+# Fields with an image's caption; the first one present counts.
+CAPTIONS = ("caption", "captions", "text", "txt")
 _DEEPEST = 32  # levels of objects and lists; readers recurse into them
 
 

@@ -61,6 +61,14 @@ class EvalOptions:
             "picture have its label?",
         ),
     ] = ""
+    captions: Annotated[
+        str,
+        typer.Option(
+            metavar="SOURCE",
+            help="Pictures with captions, as a table or an archive has them: how often does a caption "
+            "find its picture? Needs an encoder with a text tower.",
+        ),
+    ] = ""
     labelled_most: Annotated[
         tuple[int, int],
         typer.Option(
@@ -86,18 +94,20 @@ class EvalOptions:
 
 @takes(EvalOptions)
 def evaluate(options: EvalOptions) -> None:
-    """Measure how encoders find copies, classes and look-alikes.
+    """Measure how encoders find copies, classes, look-alikes, captions.
 
     --images makes copies of some images in eleven ways: JPEG, half size, crops, a turn, a mirror,
     colours, blur, noise, an overlay, grey. Each copy searches for its original among all images and
     distractors. --labels names the class of each test picture twice: by its nearest neighbours, and
     by a linear classifier. --alike looks at the three pictures nearest to each picture.
+    --captions looks up each picture by its caption, with an encoder that has a text tower.
 
     \b
     Example:
       engine eval simclr pixels pdq --images photos/
       engine eval simclr pixels --images photos/ --distractors scans.tar --out report/
       engine eval simclr pixels --alike classes/
+      engine eval clip/ --captions photos.parquet
     """
     from engine import evaluation
     from engine.evaluation import report as found
@@ -119,6 +129,7 @@ def evaluate(options: EvalOptions) -> None:
             distractors=options.distractors or [],
             labels=options.labels,
             alike=options.alike or None,
+            captions=options.captions or None,
             settings=settings,
             out=options.out or None,
             progress=progress,
