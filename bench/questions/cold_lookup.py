@@ -41,7 +41,9 @@ class ColdLookup:
 
 def measure(photo: Path, store: Path) -> ColdLookup:
     """Look up one photograph in a process of its own; ``BenchError`` if that fails."""
-    seconds, cpu, resident, output = _run("lookup", str(photo), "--store", str(store), "--json")
+    seconds, cpu, resident, output = run_engine(
+        "lookup", str(photo), "--store", str(store), "--json"
+    )
     found = json.loads(output)
     inside = sum(found["milliseconds"].values())
     return ColdLookup(photo, seconds, cpu, resident, tuple(found["searched"]), inside)
@@ -49,7 +51,7 @@ def measure(photo: Path, store: Path) -> ColdLookup:
 
 def make_store(folder: Path, store: Path, encoder: str) -> None:
     """Ingest a folder of photographs, in a process of its own too."""
-    _run("ingest", str(folder), "--store", str(store), "--encoder", encoder, "--json")
+    run_engine("ingest", str(folder), "--store", str(store), "--encoder", encoder, "--json")
 
 
 def main() -> bool:
@@ -98,7 +100,7 @@ def table(runs: list[ColdLookup]) -> str:
     return align(lines, left=(0, 5))
 
 
-def _run(*arguments: str) -> tuple[float, float, int, str]:
+def run_engine(*arguments: str) -> tuple[float, float, int, str]:
     """Wall and CPU seconds, peak resident bytes and standard output of one ``engine`` command.
 
     The peak is the kernel's (``wait4``). It includes the child's memory before it became Python, a copy

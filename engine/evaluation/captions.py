@@ -96,7 +96,7 @@ class Captions:
         while block := list(itertools.islice(stream, _BLOCK)):
             self._tick(len(block))
             first = len(numbers)
-            fresh = []
+            fresh: list[Array] = []
             for picture in block:
                 captions = [text.strip() for text in picture.captions if has_words(text)]
                 if picture.rgb is None:
@@ -120,7 +120,7 @@ class Captions:
 
     def _number(self, rgb: Array, numbers: dict[int, int], fresh: list[Array]) -> int:
         """The number of a picture, which is added to ``fresh`` if it is new."""
-        digest = xxhash.xxh3_64_intdigest(np.int64(rgb.shape).tobytes() + rgb.tobytes())
+        digest = xxhash.xxh3_64_intdigest(np.array(rgb.shape).tobytes() + rgb.tobytes())
         if digest not in numbers:
             numbers[digest] = len(numbers)
             fresh.append(rgb)
