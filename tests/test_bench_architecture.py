@@ -33,6 +33,11 @@ INSIDE = {
     # The tables get the engine's own keys and proofs.
     "peers.key_lookups": {"engine.images", "engine.images.canonical"},
     "peers.key_tables": {"engine.images.hashing"},
+    # An encoder is imported before there is a store.
+    "questions.text_lookup_child": {
+        "engine.encoders.importers.run",
+        "engine.encoders.importers.specs",
+    },
     "report.comparison": {"engine.cli.text"},
     "report.summary": {"engine.cli.text"},
     "suite.image_child": {"engine.encoders", "engine.images"},

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from engine.config import cpu_count
 from engine.errors import UsageError
@@ -102,11 +103,7 @@ def evaluate(
         alike_queries=seen.queries if seen else 0,
         alike_classes=seen.classes if seen else 0,
         alike_by_chance=seen.chance if seen else None,
-        captions=captions or "",
-        caption_pictures=asked.pictures if asked else 0,
-        caption_texts=asked.texts if asked else 0,
-        caption_left_out=asked.left_out if asked else 0,
-        captions_by_chance=_by_depth(asked.chance) if asked else {},
+        **_caption_counts(captions or "", asked),
         results=_results(timed, found, told_apart, looks_alike, by_text),
         absent=tuple(absent),
         rejected=tuple(tally.rejected.values()),
@@ -199,6 +196,17 @@ def _captions(
         reject=tally.reject,
         tick=tally.tick,
     )
+
+
+def _caption_counts(source: str, asked: Captions | None) -> dict[str, Any]:
+    """The fields of the report about captions."""
+    return {
+        "captions": source,
+        "caption_pictures": asked.pictures if asked else 0,
+        "caption_texts": asked.texts if asked else 0,
+        "caption_left_out": asked.left_out if asked else 0,
+        "captions_by_chance": _by_depth(asked.chance) if asked else {},
+    }
 
 
 def _by_depth(figures: dict[int, float]) -> dict[str, float]:
