@@ -18,7 +18,7 @@ ENCODER = ("encoder.json", "README.md", "model.int8.onnx")
 # Without torch, which is gigabytes.
 CORE = {
     *("numpy", "rocksdict", "xxhash", "faiss-cpu", "onnxruntime", "pillow", "pdqhash"),
-    *("backports-zstd", "typer", "rich", "platformdirs"),
+    *("backports-zstd", "typer", "rich", "platformdirs", "simplejpeg"),
 }
 
 

@@ -49,7 +49,6 @@ IMPORTERS: dict[str, Importer] = {
         (*_TORCH, "open_clip", "tokenizers"),
         "import",
         text=True,
-        fields=("weights", "image_size"),
     ),
     "hf": Importer(
         "CLIP and SigLIP for pictures and texts, and DINOv2, from the hub or a folder in its layout",
@@ -58,7 +57,6 @@ IMPORTERS: dict[str, Importer] = {
         (*_TORCH, "transformers", "tokenizers"),
         "import",
         text=True,
-        fields=("image_size",),
     ),
     "onnx": Importer(
         "an ONNX file with one picture input",
