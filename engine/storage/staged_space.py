@@ -83,8 +83,8 @@ def _parse(body: dict[str, Any]) -> StagedSpace:
         replaces=number(body["replaces"], 0, file_names.MAX_GENERATION),
         installed=truth(body["installed"]),
     )
-    if found.entry.is_imported:
-        raise ValueError("it has no encoder")
+    if found.entry.is_imported or found.entry.generation % 2:
+        raise ValueError("it has no encoder, or the generation of a live one")
     return found
 
 
