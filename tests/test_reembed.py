@@ -412,7 +412,7 @@ def test_a_hostile_record_is_no_staged_space(
         {"entry": good["entry"] | {"file": "encoder/2/../../x"}},
         {"entry": good["entry"] | {"file": ""}},
         {"entry": None},
-        {"preprocessing": []},
+        {"described": []},
         {"installed": 1},
     ):
         body = good | change

@@ -39,8 +39,8 @@ class StagedSpace:
     """What ``staged.json`` says. Its fields are part of the format."""
 
     entry: EncoderEntry
-    # How pictures become the input of the encoder, as in ``encoder.json``.
-    preprocessing: dict[str, Any]
+    # What the encoder is besides its model: how pictures become its input, and its text tower.
+    described: dict[str, Any]
     replaces: int  # the generation that was live at the beginning, 0 for none
     installed: bool = False  # whether the files of the encoder are all there
 
@@ -53,7 +53,7 @@ class StagedSpace:
     def salt(self) -> bytes:
         """Return what tells the chunks of this encoder from those of others."""
         entry = self.entry
-        named = [entry.generation, entry.dim, entry.fingerprint, self.preprocessing]
+        named = [entry.generation, entry.dim, entry.fingerprint, self.described]
         return json.dumps(named, sort_keys=True).encode()
 
     def save(self, store: Path) -> None:
@@ -79,7 +79,7 @@ def _parse(body: dict[str, Any]) -> StagedSpace:
         raise ValueError("its checksum is wrong")
     found = StagedSpace(
         entry=parse_encoder(members(body["entry"])),
-        preprocessing=members(body["preprocessing"]),
+        described=members(body["described"]),
         replaces=number(body["replaces"], 0, file_names.MAX_GENERATION),
         installed=truth(body["installed"]),
     )

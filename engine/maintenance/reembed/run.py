@@ -24,7 +24,7 @@ from engine.ingest.index_updates import IndexUpdates
 from engine.ingest.stopping import Stopping
 from engine.maintenance.reembed.embedding import Embedding, Numbers, Rows
 from engine.maintenance.reembed.pictures import Pictures
-from engine.maintenance.reembed.staging import Install, Staging
+from engine.maintenance.reembed.staging import Install, Staging, described
 from engine.maintenance.reembed.survey import Survey, id_batches
 from engine.memory import PeakMemory
 from engine.records import ReembedReport
@@ -167,14 +167,14 @@ class Reembed:
     # --- which images -----------------------------------------------------------------------------
 
     def _is_own(self) -> bool:
-        """Whether the chosen encoder is the store's, and makes its inputs in the same way."""
+        """Whether the chosen encoder is the store's, with the same inputs and the same text tower."""
         snapshot, chosen = self._store.snapshot, self._chosen
         entry = snapshot.space.encoder
         if entry is None or entry.fingerprint != chosen.sha256:
             return False
         folder = (self._store.path / entry.file).parent
         found = registry.read(folder, snapshot.encoder_file)
-        return found.preprocessing == chosen.preprocessing
+        return described(found) == described(chosen)
 
     def _alive(self) -> IdSet:
         """The ids of all images."""

@@ -7,8 +7,9 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from engine.encoders import registry
+from engine.encoders import registry, text
 from engine.encoders.registry import EncoderFiles
 from engine.errors import EncoderError, StoreError
 from engine.storage import file_names, nofollow, staged_space
@@ -25,6 +26,13 @@ _log = logging.getLogger("engine.maintenance")
 Install = Callable[[Path, EncoderFiles, int], EncoderEntry]
 
 
+def described(chosen: EncoderFiles) -> dict[str, Any]:
+    """Return what an encoder is besides its model: how pictures become its input, and its text tower."""
+    tower = chosen.text
+    files = [tower.model_sha256, tower.tokenizer_sha256, tower.context, tower.pad_id] if tower else None
+    return {**registry.described(chosen.preprocessing), "text": files}
+
+
 class Staging:
     """The staged space of one encoder in one store."""
 
@@ -37,7 +45,7 @@ class Staging:
         """Return the staged space of an earlier run with the same encoder, if there is one."""
         chosen = self._chosen
         staged = staged_in(self._store.path, self._store.snapshot.manifest)
-        if staged is None or staged.preprocessing != registry.described(chosen.preprocessing):
+        if staged is None or staged.described != described(chosen):
             return None
         same = (staged.entry.fingerprint, staged.entry.dim) == (chosen.sha256, chosen.dim)
         return staged if same else None
@@ -89,8 +97,7 @@ class Staging:
         if not file_names.may_be_model(chosen.model.name):
             raise EncoderError(f"the model's file is called {chosen.model.name!r}: rename it")
         entry = EncoderEntry(chosen.name, generation, chosen.dim, chosen.sha256, file)
-        described = registry.described(chosen.preprocessing)
-        return StagedSpace(entry, described, self._store.snapshot.space.generation)
+        return StagedSpace(entry, described(chosen), self._store.snapshot.space.generation)
 
     def _installed(self, staged: StagedSpace) -> StagedSpace:
         """Copy the encoder's files, which the record protects from a recovery, and note that."""
@@ -108,12 +115,16 @@ class Staging:
         """Return whether the copied files are still those of the encoder."""
         path, entry = self._store.path, staged.entry
         folder = file_names.encoder_folder(entry.file, entry.generation)
+
+        def contents(name: str, most: int) -> bytes:
+            return nofollow.read_file(path, f"{folder}/{name}", most)
+
         with contextlib.suppress(EncoderError):
-            found = registry.read(
-                path / folder,
-                lambda name, most: nofollow.read_file(path, f"{folder}/{name}", most),
-            )
-            return found.sha256 == entry.fingerprint
+            found = registry.read(path / folder, contents)
+            if found.text is not None:
+                text.verify(found.text, contents)
+            same = (found.sha256, found.dim) == (entry.fingerprint, entry.dim)
+            return same and described(found) == staged.described
         return False
 
 
