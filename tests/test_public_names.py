@@ -31,6 +31,7 @@ PUBLIC = [
     "OptimizeReport",
     "PackedBits",
     "Problem",
+    "ReembedReport",
     "RemoveReport",
     "SimilarHit",
     "SourceError",

@@ -134,9 +134,7 @@ def test_a_store_without_an_encoder_gets_one(tmp_path: Path, wide: Path) -> None
         expect_vectors(store, wide, arrays)
 
 
-def test_an_empty_store_changes_its_encoder(
-    tmp_path: Path, tiny_encoder: Path, wide: Path
-) -> None:
+def test_an_empty_store_changes_its_encoder(tmp_path: Path, tiny_encoder: Path, wide: Path) -> None:
     with Store.open(tmp_path / "s", create=True, encoder=str(tiny_encoder), limits=LIMITS) as store:
         assert store.reembed(str(wide)).switched
         assert encoder_of(store) == "wide"
@@ -171,6 +169,19 @@ def test_imported_vectors_cannot_be_embedded(tmp_path: Path, tiny_encoder: Path)
         for dry_run in (True, False):
             with pytest.raises(UsageError, match="holds imported vectors"):
                 store.reembed(str(tiny_encoder), dry_run=dry_run)
+
+
+def test_a_store_in_which_images_have_imported_vectors_is_refused(
+    tmp_path: Path, tiny_encoder: Path
+) -> None:
+    np.save(tmp_path / "v.npy", np.eye(2, 5, dtype=np.float32))
+    for n in range(2):
+        save(tmp_path / f"photos/{n}.png", picture(n))
+    with Store.open(tmp_path / "s", create=True, encoder="none") as store:
+        store.ingest(tmp_path / "photos", vectors=tmp_path / "v.npy")
+        with pytest.raises(UsageError, match="holds imported vectors"):
+            store.reembed(str(tiny_encoder))
+        assert store.info().vectors == 2
 
 
 @pytest.fixture

@@ -250,9 +250,7 @@ class Lookups(Encodings):
     ) -> Iterator[LookupResult]:
         """The results of a batch, all as of one commit."""
         found = iter(
-            self._again(
-                lambda: self._finder(settings).answers(batch.work, self._ids_in(within))
-            )
+            self._again(lambda: self._finder(settings).answers(batch.work, self._ids_in(within)))
         )
         return iter(
             [next(found) if isinstance(one, Query) else _refused(one) for one in batch.queries]

@@ -205,9 +205,7 @@ class OpenStore:
             with self._still_there(folder):
                 found = registry.read(folder, snapshot.encoder_file)
                 if (found.sha256, found.dim) != (entry.fingerprint, entry.dim):
-                    raise EncoderError(
-                        f"{self.path / entry.file} is not the encoder of this store"
-                    )
+                    raise EncoderError(f"{self.path / entry.file} is not the encoder of this store")
                 self._encoder, self._encoder_entry = OnnxEncoder(found), entry
         return self._encoder
 

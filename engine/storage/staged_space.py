@@ -153,9 +153,15 @@ def discard_folder(store: Path, folder: str) -> None:
 
 
 def remove_leftovers(store: Path, named: Manifest) -> None:
-    """As the writer, delete the record of an outdated reembed, and encoders that nothing names."""
+    """As the writer, delete the record of an outdated reembed, and folders that nothing names."""
     # Listed first: a reembed that begins now writes its record before any other file.
-    folders = [one.name for one in nofollow.entries(store, file_names.ENCODER) if one.is_folder]
+    folders = [
+        (top, generation)
+        for top in (file_names.VECTORS, file_names.ENCODER)
+        for generation in file_names.encoder_generations(
+            one.name for one in nofollow.entries(store, top) if one.is_folder
+        )
+    ]
     staged = staged_in(store, named)
     there = {one.name for one in nofollow.entries(store, FOLDER)} - {file_names.LOCK}
     if staged is None and there:
@@ -165,5 +171,6 @@ def remove_leftovers(store: Path, named: Manifest) -> None:
             if staged is None:
                 discard(store, None)
     kept = {named.space.generation, *([staged.entry.generation] if staged else [])}
-    for generation in set(file_names.encoder_generations(folders)) - kept:
-        discard_folder(store, f"{file_names.ENCODER}/{generation}")
+    for top, generation in folders:
+        if generation not in kept:
+            discard_folder(store, f"{top}/{generation}")

@@ -58,7 +58,7 @@ class _Read:
     picture: Picture
 
 
-class Pictures:
+class StoredPictures:
     """The inputs of the images ``left``, each once; what was yielded is taken out of ``left``.
 
     ``moved`` is set if a newer commit has moved kept pixels, so that another try may find them.

@@ -23,9 +23,9 @@ from engine.errors import MissingError, StoreError, StoreLockedError, UsageError
 from engine.ingest.index_updates import IndexUpdates
 from engine.ingest.stopping import Stopping
 from engine.maintenance.reembed.embedding import Embedding, Numbers, Rows
-from engine.maintenance.reembed.pictures import Pictures
+from engine.maintenance.reembed.pictures import StoredPictures
 from engine.maintenance.reembed.staging import Install, Staging, described
-from engine.maintenance.reembed.survey import Survey, id_batches
+from engine.maintenance.reembed.survey import PixelSurvey, id_batches
 from engine.memory import PeakMemory
 from engine.records import ReembedReport
 from engine.stop import StoppedError
@@ -94,7 +94,7 @@ class Reembed:
         own = self._is_own()
         kept = (self._having() if own else self._staging.ids()).both(self._alive())
         todo = self._alive().without(kept)
-        survey = Survey(self._store.snapshot, self._go_on)
+        survey = PixelSurvey(self._store.snapshot, self._go_on)
         try:
             self._note_missing(survey.unreachable(todo))
         except StoppedError:
@@ -111,7 +111,7 @@ class Reembed:
         if self._store.read_only:
             raise UsageError(f"{self._store.path} was opened read-only")
         try:
-            with self._peak.sampled(), self._full_disk():
+            with self._peak.sampled(), self._failing_disk():
                 if self._is_own():
                     self._fill()
                 else:
@@ -152,13 +152,16 @@ class Reembed:
             raise StoppedError
 
     @contextlib.contextmanager
-    def _full_disk(self) -> Iterator[None]:
-        """Say in one line that the disk is full. What is finished stays."""
+    def _failing_disk(self) -> Iterator[None]:
+        """Say in one line that the disk is full, or fails. What is finished stays."""
         try:
             yield
         except OSError as error:
             if not ballast.is_full(error):
-                raise
+                raise StoreError(
+                    f"{self._store.path} cannot be written: {error.strerror or error}: the finished "
+                    f"vectors stay; mend the cause and run the command again"
+                ) from None
             raise StoreError(
                 f"the disk of {self._store.path} is full: the finished vectors stay; make room and run "
                 f"the command again, or drop them with 'engine reembed --discard'"
@@ -202,7 +205,7 @@ class Reembed:
         # Those that would lose a vector are named first.
         named = lost if len(lost) else gone
         some = next(id_batches(named, _EXAMPLES)).tolist() if len(named) else []
-        survey = Survey(self._store.snapshot, self._go_on)
+        survey = PixelSurvey(self._store.snapshot, self._go_on)
         examples = tuple(survey.example(id_) for id_ in some)
         self._note(unreachable=len(gone), lost=len(lost), examples=examples)
 
@@ -265,7 +268,7 @@ class Reembed:
         # calls staged may be live by now.
         store.refresh()
         todo = self._alive().without(self._staging.ids())
-        self._refuse(Survey(store.snapshot, self._go_on).unreachable(todo))
+        self._refuse(PixelSurvey(store.snapshot, self._go_on).unreachable(todo))
         self._require_room(len(todo), own=False)
         vectors = self._staging.open(self._go_on)
         try:
@@ -346,7 +349,7 @@ class Reembed:
         if self._encoder is None:
             self._encoder = OnnxEncoder(self._chosen)
         memory, limits = self._store.memory, self._store.limits
-        pictures = Pictures(
+        pictures = StoredPictures(
             self._store,
             self._chosen.preprocessing,
             IdSet(todo.bits.copy(), todo.size),

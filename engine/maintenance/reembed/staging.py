@@ -29,7 +29,9 @@ Install = Callable[[Path, EncoderFiles, int], EncoderEntry]
 def described(chosen: EncoderFiles) -> dict[str, Any]:
     """Return what an encoder is besides its model: how pictures become its input, and its text tower."""
     tower = chosen.text
-    files = [tower.model_sha256, tower.tokenizer_sha256, tower.context, tower.pad_id] if tower else None
+    files = (
+        [tower.model_sha256, tower.tokenizer_sha256, tower.context, tower.pad_id] if tower else None
+    )
     return {**registry.described(chosen.preprocessing), "text": files}
 
 

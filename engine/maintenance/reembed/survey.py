@@ -28,7 +28,7 @@ _MAX_FILES = 4096  # files whose presence is remembered
 Numbers = npt.NDArray[np.int64]
 
 
-class Survey:
+class PixelSurvey:
     """Looks for the pixels of some images of one snapshot."""
 
     def __init__(self, snapshot: Snapshot, go_on: Callable[[], None]) -> None:
