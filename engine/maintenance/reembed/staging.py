@@ -104,6 +104,8 @@ class Staging:
     def _installed(self, staged: StagedSpace) -> StagedSpace:
         """Copy the encoder's files, which the record protects from a recovery, and note that."""
         generation = staged.entry.generation
+        # A copy that was interrupted leaves files under temporary names.
+        staged_space.discard_folder(self._store.path, f"{file_names.ENCODER}/{generation}")
         try:
             entry = self._install(self._store.path, self._chosen, generation)
         except EncoderError:
