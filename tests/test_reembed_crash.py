@@ -222,6 +222,10 @@ def test_a_kill_at_any_write_leaves_one_encoder_or_the_other(
         assert status == -signal.SIGKILL
         with Store.open(path, read_only=True, limits=LIMITS) as store:
             was = known.require(store)
+            store.backup(tmp_path / "copy")
+        with Store.open(tmp_path / "copy", read_only=True, limits=LIMITS) as copy:
+            assert known.require(copy) == was
+        shutil.rmtree(tmp_path / "copy")
         # Each call comes after all that earlier ones have led to.
         assert not (switched and was == "tiny"), kill
         switched = was == "other"

@@ -31,7 +31,7 @@ from ..report.tables import align
 from .tiny_encoder import write_tiny_encoder
 
 AROUND_THE_SWITCH = 0.3  # share of the kills
-SWITCH_SECONDS = 1.5  # after the last vector is staged, about
+SWITCH_SECONDS = 0.3  # after the last vector is staged, at most
 SAMPLE = 200  # images whose vectors a reader compares
 TOLERANCE = 1e-5
 PAUSE = 0.01  # seconds between two looks at what is staged

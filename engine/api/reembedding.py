@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from engine.api.encoder_files import install, installed_bytes
-from engine.api.open_store import OpenStore, encoder_named
+from engine.api.open_store import NO_ENCODER, OpenStore, encoder_named
 from engine.errors import UsageError
 from engine.maintenance.reembed.run import Reembed
 from engine.maintenance.reembed.staging import discard_staged
@@ -43,6 +43,10 @@ class Reembedding(OpenStore):
         Raises ``UsageError`` (also for imported vectors), ``EncoderError``, ``MissingError``,
         ``StoreLockedError``, ``StoreError``.
         """
+        if encoder == NO_ENCODER:
+            raise UsageError(
+                f'encoder="{NO_ENCODER}" makes no vectors: name an encoder, or make another store'
+            )
         chosen = encoder_named(encoder)
         with self._alone("reembed"):
             self._session.follow()

@@ -70,9 +70,12 @@ def reembed(options: ReembedOptions) -> None:
     """
     if bool(options.encoder) == options.discard:
         raise UsageError("name the encoder to change to with --encoder, or say --discard")
+    if options.discard and options.dry_run:
+        raise UsageError("--discard drops vectors, and --dry-run changes nothing: leave one out")
     store = options.store or default_store()
-    reading = options.dry_run and not options.discard
-    opened = Store.open(store, read_only=reading, memory=options.memory or None, wait=options.wait)
+    opened = Store.open(
+        store, read_only=options.dry_run, memory=options.memory or None, wait=options.wait
+    )
     if options.discard:
         with opened:
             freed = opened.discard_reembed()

@@ -269,6 +269,12 @@ class Reembed:
         store.refresh()
         todo = self._alive().without(self._staging.ids())
         self._refuse(PixelSurvey(store.snapshot, self._go_on).unreachable(todo))
+        if self._report.unreachable:
+            _log.warning(
+                "images whose pixels are gone: %d, of which %d have a vector now",
+                self._report.unreachable,
+                self._report.lost,
+            )
         self._require_room(len(todo), own=False)
         vectors = self._staging.open(self._go_on)
         try:
