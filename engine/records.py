@@ -234,6 +234,28 @@ class OptimizeReport:
 
 
 @dataclass(frozen=True, slots=True)
+class ReembedReport:
+    """The result of a reembed, or of its dry run."""
+
+    encoder: str  # the encoder's name
+    images: int  # in the store, without imported vectors
+    embedded: int  # vectors that this run made
+    kept: int  # vectors that were there already: of an earlier run, or of the same encoder
+    unreachable: int  # images without kept pixels, and without a source that still has them
+    lost: int  # of those, and of pictures without a vector, the images that have a vector now
+    examples: tuple[str, ...]  # of unreachable images: a number, and a source
+    switched: bool  # whether the store has the vectors of this encoder now
+    seconds: float
+    images_per_second: float
+    disk_bytes: int  # that it still needs, at most
+    free_bytes: int  # of the store's disk
+    peak_memory_bytes: int = 0  # anonymous memory
+    without_vector: int = 0  # pictures for which the encoder gives no vector
+    interrupted: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class StoreInfo:
     """The state of a store, counted and measured."""
 
@@ -251,6 +273,8 @@ class StoreInfo:
     recall: dict[str, object] | None  # the target, the measured values, and how far searches look
     # The scores of random pairs of its images, at the median, 99 % and 99.9 %; None with few vectors.
     random_pairs: dict[str, float] | None = None
+    # An unfinished reembed: its encoder, how many vectors it has, and their bytes on disk.
+    reembed: dict[str, object] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +322,8 @@ class CheckReport:
     problems: tuple[Problem, ...]
     # Left by an interrupted writer. They are not damage, and the next write deletes them.
     leftover_bytes: int = 0
+    # Of an unfinished reembed, which goes on from them. They are not damage either.
+    reembed_bytes: int = 0
 
     @property
     def ok(self) -> bool:

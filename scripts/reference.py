@@ -32,7 +32,18 @@ METHODS = {
     ],
     "Read": ["get", "sources", "records", "thumbnail", "vectors", "info"],
     "Fill and change": ["ingest", "plan", "update", "remove"],
-    "Look after": ["optimize", "check", "check_at", "salvage", "backup", "export"],
+    "Look after": [
+        *(
+            "optimize",
+            "reembed",
+            "discard_reembed",
+            "check",
+            "check_at",
+            "salvage",
+            "backup",
+            "export",
+        )
+    ],
 }
 INSIDE = {"session", "index"}  # for tools that look inside a store; they may change
 SPECIAL = {
@@ -46,6 +57,7 @@ GROUPS = {
     "What a store knows": ["ImageRecord", "Kind", "StoreInfo"],
     "Reports": [
         *("IngestReport", "IngestPlan", "RemoveReport", "MissingBelow", "OptimizeReport"),
+        "ReembedReport",
         *("CheckReport", "Problem", "BackupReport", "ExportReport"),
     ],
     "Images in memory": ["PackedBits"],

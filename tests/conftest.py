@@ -164,13 +164,13 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_encoder(tmp_path_factory.mktemp("encoders") / "tiny", dim=16, image_size=16)
 
 
-def write_encoder(folder: Path, *, dim: int, image_size: int) -> Path:
+def write_encoder(folder: Path, *, dim: int, image_size: int, seed: int = 0) -> Path:
     """Write an encoder in the form that ``engine.encoders.registry`` describes; returns ``folder``."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     cell = image_size // 4
-    weights = np.random.default_rng(0).standard_normal((48, dim)).astype(np.float32)
+    weights = np.random.default_rng(seed).standard_normal((48, dim)).astype(np.float32)
     constants = {
         "cells": np.array([-1, 4, cell, 4, cell, 3], np.int64),
         "inside_a_cell": np.array([2, 4], np.int64),

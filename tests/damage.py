@@ -6,7 +6,9 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ import pytest
 
 from engine.storage.disk import Disk, using
 
+# The calls that change files.
+CALLS = ("fsync", "fdatasync", "pwrite", "ftruncate", "rename", "unlink", "mkdir")
 # The disk whose calls ``interrupted`` replaces. It is one of ours, so that no other disk changes.
 OWN_DISK = Disk()
 
@@ -58,6 +62,34 @@ def interrupted(owner: object, name: str, at: int) -> Iterator[Calls]:
     ):
         patch.setattr(owner, name, failing)
         yield calls
+
+
+def killed_at(number: int, *, after: bool) -> tuple[Disk, list[int]]:
+    """A disk that kills its process at its ``number``-th call that changes files, before it or after it.
+
+    The list has how many such calls there were.
+    """
+    count, lock = [0], threading.Lock()
+
+    disk = Disk()
+
+    def around(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **named: Any) -> Any:
+            with lock:
+                count[0] += 1
+                mine = count[0] == number
+            if mine and not after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = real(*args, **named)
+            if mine:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return call
+
+    for name in CALLS:
+        setattr(disk, name, around(getattr(disk, name)))
+    return disk, count
 
 
 class FailingDisk(Disk):

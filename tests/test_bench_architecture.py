@@ -58,6 +58,7 @@ INSIDE = {
     "questions.index_live": {"engine.cli.progress"},
     "questions.index_rounds": {"engine.cli.progress"},
     "questions.kills": {"engine.cli.progress"},
+    "questions.reembed": {"engine.cli.progress"},
     # It tells of each commit before and after, and makes chunks and extents of a few rows.
     "questions.kills_child": {
         "engine.index.maintain",

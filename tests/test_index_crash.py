@@ -14,23 +14,21 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from damage import killed_at
 from helpers import sized
 from indexed import clustered, leftovers, new_store, small_limits, stored
 
 from engine import Store
-from engine.storage.disk import Disk, using
+from engine.storage.disk import using
 
 LEAST = 60
 LIMITS = small_limits(LEAST, extent_rows=250, recall_sample=20, rerank_depths=(1, 3))
 BLOCK = clustered(1200)
-CALLS = ("fsync", "fdatasync", "pwrite", "ftruncate", "rename", "unlink", "mkdir")
 POINTS = sized(3, 40)
 REMOVED = range(1, 41)
 
@@ -59,38 +57,13 @@ WORKS: dict[str, tuple[Callable[[Store], None], int]] = {
 # --- the server -----------------------------------------------------------------------------------
 
 
-def counting(kill: int, at: int) -> tuple[Disk, list[int]]:
-    """A disk, and how many calls changed files; at number ``kill`` it ends, before it or after it."""
-    count, lock = [0], threading.Lock()
-
-    disk = Disk()
-
-    def around(real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **named: Any) -> Any:
-            with lock:
-                count[0] += 1
-                mine = count[0] == kill
-            if mine and at == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            result = real(*args, **named)
-            if mine:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
-
-        return call
-
-    for name in CALLS:
-        setattr(disk, name, around(getattr(disk, name)))
-    return disk, count
-
-
 def serve() -> None:
     for line in sys.stdin:
         store, work, kill, at = json.loads(line)
         reader, writer = os.pipe()
         child = os.fork()
         if not child:
-            disk, count = counting(kill, at)
+            disk, count = killed_at(kill, after=at == 1)
             with using(disk), Store.open(store, limits=LIMITS) as opened:
                 WORKS[work][0](opened)
             os.write(writer, str(count[0]).encode())

@@ -35,6 +35,7 @@ PUBLIC = [
     "OptimizeReport",
     "PackedBits",
     "Problem",
+    "ReembedReport",
     "RemoveReport",
     "SimilarHit",
     "SourceError",

@@ -23,6 +23,7 @@ from engine.search.batch_work import BatchWork
 from engine.search.batches import MAX_BATCH, batches
 from engine.search.query_work import QueryWork
 from engine.sources.query import Query
+from engine.storage.vector_space import NO_VECTORS
 
 COUNT = 50
 
@@ -241,7 +242,7 @@ class SpiedWork(BatchWork):
     """Notes when its work is begun."""
 
     def __init__(self, names: list[str], begun: list[list[str]]) -> None:
-        super().__init__([], [], None)
+        super().__init__([], [], None, NO_VECTORS)
         self._names, self._begun = names, begun
 
     def start(self, workers: Executor) -> None:

@@ -16,14 +16,17 @@ from engine.errors import UsageError
 TINY = "tiny"
 
 
-def write_tiny_encoder(folder: Path) -> Path:
-    """Write an encoder of a few bytes, in the form that ``engine train`` does; returns its folder."""
+def write_tiny_encoder(folder: Path, seed: int = 0) -> Path:
+    """Write an encoder of a few bytes, in the form that ``engine train`` does; returns its folder.
+
+    Its weights depend on ``seed``.
+    """
     if importlib.util.find_spec("onnx") is None:
         raise UsageError("the package onnx makes the tiny encoder: install it, or --encoder none")
     from onnx import TensorProto, helper, numpy_helper
 
     size, dim = 8, 16
-    weights = np.random.default_rng(0).standard_normal((size * size * 3, dim)).astype(np.float32)
+    weights = np.random.default_rng(seed).standard_normal((size * size * 3, dim)).astype(np.float32)
     constants: dict[str, npt.NDArray[Any]] = {
         "weights": weights,
         "bias": np.ones((1, dim), np.float32),  # so that black is not the zero vector

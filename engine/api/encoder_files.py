@@ -20,9 +20,11 @@ def installed_bytes(chosen: EncoderFiles) -> int:
     return sum((chosen.model.parent / name).stat().st_size for name in chosen.files)
 
 
-def install(store: Path, chosen: EncoderFiles) -> EncoderEntry:
-    """Copy an encoder into a store, so that the store does not depend on the original."""
-    generation = 1
+def install(store: Path, chosen: EncoderFiles, generation: int = 1) -> EncoderEntry:
+    """Copy an encoder into a store, so that the store does not depend on the original.
+
+    ``generation`` numbers the encoders of a store.
+    """
     folder = store / file_names.ENCODER / str(generation)
     for name in chosen.files:
         if not file_names.may_be_model(name):

@@ -40,7 +40,7 @@ class Encodings(OpenStore):
         if isinstance(images, QUERIES):
             raise UsageError("images come in a list: encode([image]) is for one")
         self._session.follow()
-        encoder, memory = self._own_encoder(), self._session.memory
+        encoder, memory = self._again(self._own_encoder), self._session.memory
         asked = (self._only(image) for image in images)
         parts = [np.empty((0, encoder.dim), np.float32)]
         with ThreadPoolExecutor(cpu_count(), thread_name_prefix="engine-encode") as workers:
@@ -65,7 +65,7 @@ class Encodings(OpenStore):
         """
         named = [query.name for query in text_queries(texts)]
         self._session.follow()
-        return self._own_text_encoder().encode(named)
+        return self._again(self._own_text_encoder).encode(named)
 
     def _only(self, image: QueryLike) -> Query:
         """The one image that a caller named; ``UsageError`` if it is none, several, or a vector."""

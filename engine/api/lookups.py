@@ -112,14 +112,14 @@ class Lookups(Encodings):
         )
         within = self._within(ids, source, where)
         self._session.follow()
-        finder = self._finder(settings)
+        self._finder(settings)
         # Two queries are enough to see that a large array is not one image.
         asked = self._queries_of(query, None) if text is None else iter([text_query(text)])
         named = list(islice(asked, 2))
         if len(named) != 1:
             count = "more than one image" if named else "no image"
             raise UsageError(f"{query!s} holds {count}: use lookup_many([{query!r:.60}])")
-        result = self._answer(finder, named[0], within)
+        result = self._answer(settings, named[0], within)
         if result.error is not None:
             raise ImageError(f"{result.query}: {result.error}")
         return result
@@ -196,9 +196,9 @@ class Lookups(Encodings):
         )
         left_out = Exclusions(exclude)
         self._session.follow()
-        finder = self._finder(settings)
+        self._finder(settings)
         if named:
-            finder.text_encoder()
+            self._again(lambda: self._finder(settings).text_encoder())
         within = self._within(ids, source, where)
         if within is not None:
             within.ids(self._session)
@@ -221,7 +221,7 @@ class Lookups(Encodings):
     ) -> Iterator[LookupResult]:
         for query in asked:
             self._session.follow(within_a_call=True)
-            yield self._answer(self._finder(settings), query, within)
+            yield self._answer(settings, query, within)
 
     def _in_batches(
         self,
@@ -239,17 +239,19 @@ class Lookups(Encodings):
             self._session.require_own()
             while (batch := ahead.next()) is not None:
                 self._session.follow(within_a_call=True)
-                results = self._answers(self._finder(settings), batch, within)
+                results = self._answers(settings, batch, within)
                 # Its pixels are not needed while the caller uses the results.
                 del batch
                 yield from results
                 self._session.require_own()
 
     def _answers(
-        self, finder: Lookup, batch: PreparedBatch, within: Within | None
+        self, settings: LookupSettings, batch: PreparedBatch, within: Within | None
     ) -> Iterator[LookupResult]:
         """The results of a batch, all as of one commit."""
-        found = iter(self._again(lambda: finder.answers(batch.work, self._ids_in(within))))
+        found = iter(
+            self._again(lambda: self._finder(settings).answers(batch.work, self._ids_in(within)))
+        )
         return iter(
             [next(found) if isinstance(one, Query) else _refused(one) for one in batch.queries]
         )
@@ -399,11 +401,14 @@ class Lookups(Encodings):
             ids[at : at + len(rows)] = identical_ids(self._session, rows)
         return ids
 
-    def _answer(self, finder: Lookup, query: Query | Reject, within: Within | None) -> LookupResult:
-        return _refused(query) if isinstance(query, Reject) else self._one(finder, query, within)
+    def _answer(
+        self, settings: LookupSettings, query: Query | Reject, within: Within | None
+    ) -> LookupResult:
+        return _refused(query) if isinstance(query, Reject) else self._one(settings, query, within)
 
-    def _one(self, finder: Lookup, query: Query, within: Within | None) -> LookupResult:
-        return self._again(lambda: finder.one(query, self._ids_in(within)))
+    def _one(self, settings: LookupSettings, query: Query, within: Within | None) -> LookupResult:
+        # A retry may find another encoder, and so need another ``Lookup``.
+        return self._again(lambda: self._finder(settings).one(query, self._ids_in(within)))
 
 
 def _refused(query: Reject) -> LookupResult:

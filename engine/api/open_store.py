@@ -33,6 +33,7 @@ from engine.storage import swaps
 from engine.storage.create import create as make_store
 from engine.storage.extent_reader import MovedError
 from engine.storage.session import Session
+from engine.storage.vector_space import EncoderEntry
 
 NO_ENCODER = "none"
 # Examples for those who look up a text in a store whose encoder takes none.
@@ -54,6 +55,8 @@ class OpenStore:
         self._index = OpenIndex(files)
         self._encoder: OnnxEncoder | None = None
         self._text_encoder: TextEncoder | None = None
+        self._encoder_entry: EncoderEntry | None = None  # of ``_encoder``
+        self._text_encoder_entry: EncoderEntry | None = None  # of ``_text_encoder``
         self._last_lookup: Lookup | None = None
         self._last_lookup_key: object = None
         self._last_sources: SearchedIn | None = None
@@ -200,24 +203,32 @@ class OpenStore:
         return ask()
 
     def _own_encoder(self) -> OnnxEncoder:
-        entry = self._session.snapshot.space.encoder
+        """The encoder of the snapshot's vectors, loaded when it is first needed.
+
+        ``MovedError`` if a newer commit has replaced it.
+        """
+        snapshot = self._session.snapshot
+        entry = snapshot.space.encoder
         if entry is None:
             raise UsageError(f"{self.path} has no encoder")
-        if self._encoder is None:
+        if self._encoder is None or self._encoder_entry != entry:
             folder = (self.path / entry.file).parent
-            found = registry.read(folder, self._session.snapshot.encoder_file)
-            if (found.sha256, found.dim) != (entry.fingerprint, entry.dim):
-                raise EncoderError(f"{self.path / entry.file} is not the encoder of this store")
-            memory = self._session.memory
-            self._encoder = OnnxEncoder(found, device=self._device, memory=memory)
+            with self._still_there(folder):
+                found = registry.read(folder, snapshot.encoder_file)
+                if (found.sha256, found.dim) != (entry.fingerprint, entry.dim):
+                    raise EncoderError(f"{self.path / entry.file} is not the encoder of this store")
+                memory = self._session.memory
+                self._encoder = OnnxEncoder(found, device=self._device, memory=memory)
+                self._encoder_entry = entry
         return self._encoder
 
     def _own_text_encoder(self) -> TextEncoder:
-        """What encodes texts; loads no encoder of images."""
-        if self._text_encoder is None:
+        """What encodes texts; loads no encoder of images. ``MovedError`` as of ``_own_encoder``."""
+        snapshot = self._session.snapshot
+        space = snapshot.space
+        if self._text_encoder is None or self._text_encoder_entry != space.encoder:
             tower = self._text_tower()
             if tower is None:
-                space = self._session.snapshot.space
                 which = (
                     f"its encoder, {space.name}, takes none"
                     if space.has_encoder
@@ -225,21 +236,36 @@ class OpenStore:
                 )
                 raise UsageError(
                     f"{self.path} cannot look up texts, because {which}: make a store with an "
-                    f"encoder that does, {ENCODERS_OF_TEXTS}"
+                    f"encoder that does, or change to one with 'engine reembed', "
+                    f"{ENCODERS_OF_TEXTS}"
                 )
-            self._text_encoder = TextEncoder(tower, self._session.snapshot.encoder_file)
+            with self._still_there(tower.folder):
+                self._text_encoder = TextEncoder(tower, snapshot.encoder_file)
+                self._text_encoder_entry = space.encoder
         return self._text_encoder
 
     def _text_tower(self) -> TextTower | None:
-        """The text tower of the store's encoder; None if it has none."""
-        entry = self._session.snapshot.space.encoder
+        """The text tower of the store's encoder; None if it has none. ``MovedError`` if replaced."""
+        snapshot = self._session.snapshot
+        entry = snapshot.space.encoder
         if entry is None:
             return None
         folder = (self.path / entry.file).parent
-        tower, fingerprint = registry.read_text(folder, self._session.snapshot.encoder_file)
-        if fingerprint != entry.fingerprint:
-            raise EncoderError(f"{folder} is not the encoder of this store")
+        with self._still_there(folder):
+            tower, fingerprint = registry.read_text(folder, snapshot.encoder_file)
+            if fingerprint != entry.fingerprint:
+                raise EncoderError(f"{folder} is not the encoder of this store")
         return tower
+
+    @contextmanager
+    def _still_there(self, folder: Path) -> Iterator[None]:
+        """Turn an ``EncoderError`` into ``MovedError`` if a newer commit may have replaced the files."""
+        try:
+            yield
+        except EncoderError:
+            if self._session.is_behind():
+                raise MovedError(f"{folder} was replaced; ask again") from None
+            raise
 
     def _chosen_encoder(self, wanted: str | None) -> EncoderFiles | None:
         """The encoder that an ingest names; ``UsageError`` if the store cannot use it."""
@@ -260,7 +286,7 @@ class OpenStore:
         if space.exists and chosen.sha256 != space.fingerprint:
             raise UsageError(
                 f"{self.path} was created with the encoder {space.name}, and {wanted} is another one: "
-                f"leave encoder= out, or create another store"
+                f"leave encoder= out, or replace it with 'engine reembed'"
             )
 
     def _encoder_for(self, wanted: str | None, chosen: EncoderFiles | None) -> OnnxEncoder | None:
@@ -270,7 +296,10 @@ class OpenStore:
         if wanted is not None and chosen is not None:
             # Check again: another process may have given the store an encoder.
             self._require_suits(chosen, wanted)
-            swaps.adopt_encoder(self._session.writer, lambda folder: install(folder, chosen))
+            swaps.adopt_encoder(
+                self._session.writer,
+                lambda folder, generation: install(folder, chosen, generation),
+            )
         return self._own_encoder()
 
 

@@ -21,6 +21,7 @@ from engine.index.maintain import recall_of
 from engine.index.random_pairs import score_at
 from engine.maintenance.backup import Backup
 from engine.maintenance.export import Export
+from engine.maintenance.reembed.staging import staged_bytes
 from engine.records import (
     BackupReport,
     ExportReport,
@@ -32,6 +33,8 @@ from engine.storage import ballast
 from engine.storage.durable import tree_bytes
 from engine.storage.extent_reader import MovedError
 from engine.storage.scan import records_from
+from engine.storage.staged_space import staged_in
+from engine.storage.staged_vectors import staged_rows
 from engine.storage.writer import REJECTS
 
 _MAX_THUMBNAIL = 4096  # pixels
@@ -155,6 +158,8 @@ class Reading(OpenStore):
         """Counts, bytes by part, encoder and segments."""
         files = self._session
         files.follow()
+        # These may move to a newer commit.
+        texts, pairs = self._again(self._takes_texts), self._again(self._random_pairs)
         space = files.snapshot.space
         return StoreInfo(
             path=str(self.path),
@@ -174,14 +179,15 @@ class Reading(OpenStore):
                 "generation": space.generation,
                 "fingerprint": space.fingerprint,
                 "normalized": space.is_cosine,
-                "text": self._takes_texts(),
+                "text": texts,
             },
             segments=[
                 {"rows": s.rows, "bytes": s.bytes, "ordered": s.ordered}
                 for s in files.snapshot.manifest.segments
             ],
             recall=recall_of(files.snapshot.manifest),
-            random_pairs=self._again(self._random_pairs),
+            random_pairs=pairs,
+            reembed=self._unfinished_reembed(),
         )
 
     def _random_pairs(self) -> dict[str, float] | None:
@@ -204,6 +210,20 @@ class Reading(OpenStore):
             return self._text_tower() is not None
         except EncoderError:
             return None
+
+    def _unfinished_reembed(self) -> dict[str, object] | None:
+        """What an unfinished reembed has made so far, or None."""
+        named = self._session.snapshot.manifest
+        staged = staged_in(self.path, named)
+        if staged is None:
+            return None
+        return {
+            "name": staged.entry.name,
+            "dim": staged.entry.dim,
+            "fingerprint": staged.entry.fingerprint,
+            "vectors": staged_rows(self.path, staged, bytes.fromhex(named.uuid)),
+            "bytes": staged_bytes(self.path, staged),
+        }
 
     def backup(
         self,

@@ -6,10 +6,11 @@ from __future__ import annotations
 import engine.api.notebook  # noqa: F401
 from engine.api.lookups import Lookups
 from engine.api.reading import Reading
+from engine.api.reembedding import Reembedding
 from engine.api.writing import Writing
 
 
-class Store(Lookups, Reading, Writing):
+class Store(Lookups, Reading, Writing, Reembedding):
     """An open store directory.
 
     Any number of processes may open it. One at a time writes; its first write takes the writer's lock.

@@ -25,6 +25,7 @@ from engine.cli.commands.info import info
 from engine.cli.commands.ingest import ingest
 from engine.cli.commands.lookup import lookup
 from engine.cli.commands.optimize import optimize
+from engine.cli.commands.reembed import reembed
 from engine.cli.commands.remove import remove
 from engine.cli.commands.train import train
 from engine.cli.output import warn
@@ -69,7 +70,7 @@ _TASKS = {
     "Look up": (lookup, info),
     "Fill and change": (ingest, remove),
     "Look after a store": (check, optimize, backup, export),
-    "Encoders and measurements": (encoders, import_encoder, train, evaluate, bench),
+    "Encoders and measurements": (encoders, import_encoder, train, reembed, evaluate, bench),
 }
 for task, commands in _TASKS.items():
     for command in commands:

@@ -21,6 +21,7 @@ from engine.records import (
     LookupResult,
     NearHit,
     OptimizeReport,
+    ReembedReport,
     RemoveReport,
     SimilarHit,
     StoreInfo,
@@ -263,6 +264,7 @@ def info_text(info: StoreInfo) -> str:
         ("rejects", f"{info.rejects:,}"),
         ("encoder", encoder),
         *([("text", "yes")] if info.encoder and info.encoder.get("text") else []),
+        *([("reembed", _unfinished_text(info.reembed))] if info.reembed else []),
         ("segments", f"{len(info.segments)} with {_rows(info.segments):,} vectors"),
         *([("recall", recall_text(info.recall))] if info.recall else []),
         *([("random pairs", _pairs_text(info.random_pairs))] if info.random_pairs else []),
@@ -275,6 +277,50 @@ def info_text(info: StoreInfo) -> str:
 def _pairs_text(scores: dict[str, float]) -> str:
     """How alike random pairs are."""
     return "scores of " + ", ".join(f"{score:.3f} ({name})" for name, score in scores.items())
+
+
+def _unfinished_text(staged: dict[str, object]) -> str:
+    """An unfinished reembed."""
+    return (
+        f"unfinished: {staged['vectors']:,} vectors of {one_line_name(str(staged['name']))}; "
+        f"'engine reembed' goes on"
+    )
+
+
+def reembed_text(report: ReembedReport) -> str:
+    """What a reembed did, or would do."""
+    lines = []
+    if report.dry_run:
+        todo = max(report.images - report.kept - report.unreachable, 0)
+        lines.append(
+            f"{count_of(todo, 'image')} to embed with {one_line_name(report.encoder)}, "
+            f"{report.kept:,} already embedded; at most {size(report.disk_bytes)} of disk needed, "
+            f"{size(report.free_bytes)} free"
+        )
+    else:
+        lines.append(
+            f"{count_of(report.embedded, 'image')} embedded with {one_line_name(report.encoder)} in "
+            f"{report.seconds:.1f} s ({report.images_per_second:,.0f}/s), "
+            f"{report.kept:,} already embedded"
+        )
+    if report.unreachable:
+        named = ", ".join(one_line_name(one) for one in report.examples)
+        lines.append(
+            f"{count_of(report.unreachable, 'image')} cannot be embedded, of which {report.lost:,} "
+            f"have a vector now: {named}"
+        )
+    if report.without_vector:
+        lines.append(f"the encoder gives no vector for {count_of(report.without_vector, 'image')}")
+    if report.interrupted:
+        lines.append("interrupted: what is embedded stays; run it again to go on")
+    elif report.dry_run:
+        lines.append("nothing was changed")
+    return "\n".join(lines)
+
+
+def discarded_text(freed: int) -> str:
+    """What dropping an unfinished reembed freed."""
+    return f"{size(freed)} freed" if freed else "there is no unfinished reembed"
 
 
 def recall_text(recall: dict[str, object]) -> str:
@@ -302,6 +348,8 @@ def check_text(report: CheckReport, max_listed: int = 50, *, fix: bool = False) 
             f"; the next write removes {size(report.leftover_bytes)} "
             f"that an interrupted writer left behind"
         )
+    if report.reembed_bytes:
+        looked += f"; an unfinished reembed has {size(report.reembed_bytes)}"
     if not report.problems:
         return f"the store is whole: {looked}"
     lines = [f"{count_of(len(report.problems), 'problem')}: {looked}"]

@@ -27,6 +27,7 @@ OPTIONS = {
     "max_sources=": "--sources",
     "exclude=": "--exclude",
     "yes=True": "--yes",
+    "allow_missing=True": "--allow-missing",
     "dry_run=True": "--dry-run",
     'format="csv"': "--format csv",
     "images=": "--images",

@@ -144,7 +144,9 @@ class Backup:
                 self._put(made / name, file)
             _write(made / database.FOLDER / "CURRENT", current)
             state = self._state(made, named, published)
-            wanted = self._restricted(named, state)
+            if state.commit != seen and _is_of_another_encoder(named, state):
+                raise _GoneError(state.commit)
+            wanted = self._restricted(state.manifest_of(named), state)
             for family, pairs in state.extents.items():
                 for number, size in pairs:
                     extent = rest.files.get(extent_name(family, number))
@@ -295,7 +297,23 @@ def _needed(rest: Held, named: Manifest, wanted: Manifest) -> list[str]:
         if number not in wanted.extents.get(family, [])
     }
     dropped |= {str(path) for path in named.index_files(Path()) - wanted.index_files(Path())}
+    # The encoder that is being replaced, or the one that was about to replace it.
+    gone = {space.generation for space in named.spaces} - {wanted.space.generation}
+    folders = tuple(f"{file_names.ENCODER}/{generation}/" for generation in gone)
+    dropped |= {name for name in rest.files if folders and name.startswith(folders)}
     return [name for name in rest.files if name not in dropped]
+
+
+def _is_of_another_encoder(named: Manifest, state: State) -> bool:
+    """Whether a manifest, read after the keys, may name another encoder than made their vectors."""
+    if state.is_beyond(named):
+        return True
+    now = state.manifest_of(named).space
+    return (
+        now.exists
+        and now.vector_family.name in named.extents
+        and now.vector_family.name not in state.extents
+    )
 
 
 def _data(fd: int, at: int, end: int, size: int) -> tuple[int, int]:

@@ -10,18 +10,27 @@ from time import perf_counter
 from engine.encoders.onnx import OnnxEncoder
 from engine.errors import EncoderError
 from engine.search.query_work import QueryWork
+from engine.storage.vector_space import VectorSpace
 
 
 class BatchWork:
     """The work of some queries. What was not done ahead is done when it is first needed."""
 
     def __init__(
-        self, works: Sequence[QueryWork], ahead: Sequence[QueryWork], encoder: OnnxEncoder | None
+        self,
+        works: Sequence[QueryWork],
+        ahead: Sequence[QueryWork],
+        encoder: OnnxEncoder | None,
+        space: VectorSpace,
     ) -> None:
-        """``works`` are those of all queries; ``start`` does the ``ahead`` ones, with ``encoder``."""
+        """``works`` are those of all queries; ``start`` does the ``ahead`` ones, with ``encoder``.
+
+        ``space`` is the vector space of the encoder's vectors.
+        """
         self.works = works
         self._ahead = ahead
         self._encoder = encoder
+        self._space = space
         self._futures: list[Future[None]] = []
         self._left = len(ahead)
         self._lock = Lock()
@@ -35,6 +44,13 @@ class BatchWork:
         """Wait for the work that ``start`` began; raises its errors, except those of images."""
         for future in self._futures:
             future.result()
+
+    def suit(self, space: VectorSpace) -> None:
+        """Drop vectors that are not of ``space``; call it after ``wait``."""
+        if space != self._space:
+            for work in self.works:
+                work.forget_encoding()
+            self._space = space
 
     def _do(self, work: QueryWork) -> None:
         work.ahead()

@@ -27,9 +27,11 @@ from engine.search.near import NearImages, near_images
 from engine.search.query_work import QueryWork
 from engine.search.settings import LookupSettings
 from engine.search.similar import SimilarTier
+from engine.search.stored_query import stored_query
 from engine.search.tiers import IDENTICAL, NEAR, SIMILAR, searched_tiers
 from engine.sources.query import Query
 from engine.storage.bitmap import IdSet
+from engine.storage.extent_reader import MovedError
 from engine.storage.session import Session
 
 _NUMBER = float | int | np.floating | np.integer
@@ -41,7 +43,10 @@ class _NoVectorError(Exception):
 
 
 class Lookup:
-    """Answers queries from one store. The encoder is loaded when it is first needed."""
+    """Answers queries from one store, as long as its vector space stays the same.
+
+    The encoder is loaded when it is first needed.
+    """
 
     def __init__(
         self,
@@ -52,7 +57,7 @@ class Lookup:
         texts: Callable[[], TextEncoder],
     ) -> None:
         """``UsageError`` if the store lacks something that ``settings`` ask for."""
-        space = store.snapshot.space
+        self._space = space = store.snapshot.space
         self._is_imported = space.is_imported
         self._cosine = space.is_cosine
         self._hash_seed = store.snapshot.settings.hash_seed
@@ -78,7 +83,9 @@ class Lookup:
         ``wanted`` are the images that may be found, None for all. ``UsageError`` if the requested tiers
         do not take a query of this kind.
         """
-        return self._answer(self._work(query, None), wanted)
+        found = self._answer(self._work(query, None), wanted)
+        self._require_same()
+        return found
 
     def prepare(self, queries: Sequence[Query], wanted: IdSet | None) -> BatchWork:
         """The work of some queries, for ``answers``; other threads may do a part of it before that.
@@ -89,15 +96,26 @@ class Lookup:
         preprocessing = encoder.preprocessing if encoder is not None else None
         works = [self._work(query, preprocessing) for query in queries]
         ahead = [work for work in works if self._needs_pixels(work, wanted)]
-        return BatchWork(works, ahead, encoder)
+        return BatchWork(works, ahead, encoder, self._space)
 
     def answers(self, batch: BatchWork, wanted: IdSet | None) -> list[LookupResult]:
         """``one`` for each query of a batch, in their order.
 
-        The snapshot may be newer than the one that the batch was prepared with: a store never gets
-        another seed or encoder.
+        Another ``Lookup``, of an earlier commit, may have prepared the batch. If a later commit changed
+        the encoder, what that one made is made again.
         """
-        return [self._answer(work, wanted) for work in batch.works]
+        batch.suit(self._space)
+        found = [self._answer(work, wanted) for work in batch.works]
+        self._require_same()
+        return found
+
+    def _require_same(self) -> None:
+        """Raise ``MovedError`` if the store has moved to another encoder since this was made.
+
+        The query may have been encoded by one and compared with the vectors of the other.
+        """
+        if self._store.snapshot.space != self._space:
+            raise MovedError(f"the encoder of {self._store.path} was replaced; ask again")
 
     def _work(self, query: Query, preprocessing: Preprocessing | None) -> QueryWork:
         return QueryWork(
@@ -131,6 +149,13 @@ class Lookup:
         query = work.query
         if query.is_text:
             return self._one_text(work, wanted)
+        if query.stored is not None and query.stored.generation != self._space.generation:
+            # Its vector is of an encoder that has been replaced.
+            try:
+                now = stored_query(self._store, query.stored.id)
+            except ImageError as error:
+                return LookupResult(work.name, error=str(error))
+            return self._answer(self._work(now, None), wanted)
         if query.vector is not None:
             if query.unreadable:
                 if SIMILAR not in self.tiers:

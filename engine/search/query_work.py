@@ -60,6 +60,7 @@ class QueryWork:
         # (1, dim): the image's imported one, or None until it is encoded.
         own = query.own_vector
         self.vector: npt.NDArray[np.float32] | None = own[None] if own is not None else None
+        self._own_vector = self.vector
         self._max_decoding = max_decoding
         self._max_distance = max_distance
         self._preprocessing = preprocessing
@@ -118,6 +119,11 @@ class QueryWork:
                 self._picture = preprocessing.of(pixels, self._shown)
                 self._shown = None
         return self._picture
+
+    def forget_encoding(self) -> None:
+        """Drop the picture and the vector of an encoder, to make those of another one."""
+        self._picture = None
+        self.vector = self._own_vector
 
     @property
     def has_picture(self) -> bool:

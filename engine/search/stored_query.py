@@ -15,7 +15,7 @@ from engine.images.canonical import from_canonical
 from engine.records import Decoded, Kind
 from engine.sources.locate import is_folder
 from engine.sources.named_arrays import exists
-from engine.sources.query import Query, open_images
+from engine.sources.query import Query, StoredVector, open_images
 from engine.storage.session import Session
 
 MAX_SOURCES = 1000  # sources of an image that are tried, at most
@@ -39,8 +39,9 @@ def stored_query(store: Session, id_: int) -> Query:
         record = store.snapshot.get(id_)
     except UsageError as error:
         raise ImageError(str(error)) from None
+    stored = StoredVector(id_, store.snapshot.space.generation)
     if record.kind is Kind.VECTOR:
-        return Query(name, None, None, _vector(store, id_))
+        return Query(name, None, None, _vector(store, id_), stored=stored)
     # No encoder could make an imported vector again.
     own = _vector(store, id_) if store.snapshot.space.of_images else None
     kept = store.snapshot.kept_whole(id_)
@@ -57,7 +58,7 @@ def stored_query(store: Session, id_: int) -> Query:
     vector = own if own is not None else _vector(store, id_)
     if vector is None:
         raise ImageError(f"{name}: {reason}: look up a file")
-    return Query(name, None, None, vector, reason)
+    return Query(name, None, None, vector, reason, stored=stored)
 
 
 def _vector(store: Session, id_: int) -> npt.NDArray[np.float32] | None:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,13 @@ from engine.sources.vectors import NpyVectors
 _READ_BYTES = 1 << 20
 
 
+class StoredVector(NamedTuple):
+    """The vector of a stored image: its id, and the generation of the vector."""
+
+    id: int
+    generation: int
+
+
 class Query:
     """One query: a name, and the bytes or pixels of an image, or a vector, or a text."""
 
@@ -47,11 +55,13 @@ class Query:
         own_vector: npt.NDArray[np.float32] | None = None,
         *,
         is_text: bool = False,
+        stored: StoredVector | None = None,
     ) -> None:
         """``unreadable``: why there are no pixels, where ``vector`` is that of an image.
 
         ``own_vector``: the imported vector (d,) of an image with pixels, for the similar tier.
-        ``is_text``: the query is the text that is its name.
+        ``is_text``: the query is the text that is its name. ``stored``: whose vector it has, if a
+        store made it.
         """
         self.name = name
         self.own_vector = own_vector
@@ -59,6 +69,7 @@ class Query:
         self.unreadable = unreadable
         self.vector = vector  # (d,); it has no pixels
         self.is_text = is_text
+        self.stored = stored
         self._decoded = decoded
 
     @property

@@ -44,6 +44,12 @@ class IdSet:
         np.bitwise_or.at(self.bits, able >> 3, (1 << (able & 7)).astype(np.uint8))
         self._count = -1
 
+    def discard(self, ids: npt.NDArray[np.int64]) -> None:
+        """Take out those of the (n,) ids that are in the set. Only by its one owner."""
+        able = ids[(ids >= 0) & (ids < self.size)]
+        np.bitwise_and.at(self.bits, able >> 3, ~(1 << (able & 7)).astype(np.uint8))
+        self._count = -1
+
     def add_span(self, first: int, count: int) -> None:
         """Add the ids ``first`` .. ``first + count - 1`` below ``size``. Only while building."""
         first, end = max(first, 0), min(first + count, self.size)

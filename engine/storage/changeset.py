@@ -66,9 +66,9 @@ class NewRows:
 
 @dataclass(frozen=True, slots=True)
 class NewVectors:
-    """Imported vectors of images that a chunk adds, or of stored images that have none."""
+    """Vectors of images that a chunk adds, or of stored images that have none."""
 
-    ids: npt.NDArray[np.int64]  # (n,), ascending
+    ids: npt.NDArray[np.int64]  # (n,)
     rows: npt.NDArray[np.float32]  # (n, dim)
 
 
@@ -123,7 +123,7 @@ class Chunk:
     vectors: npt.NDArray[np.float32] | None = None
     # (n, dim): imported vectors, which have no images. A chunk with these has no images.
     imported: npt.NDArray[np.float32] | None = None
-    # None if no image gets an imported vector.
+    # Imported ones, or those of stored images that have none yet. None if there are none.
     image_vectors: NewVectors | None = None
     names: list[NewName] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)

@@ -9,6 +9,7 @@ a map, because a full disk is an error from ``pwrite`` but a SIGBUS from a map.
 from __future__ import annotations
 
 import os
+import re
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -64,6 +65,12 @@ def vectors(generation: int, dim: int) -> Family:
 def vector_ids(generation: int) -> Family:
     """Return the family of the image ids of ``vectors``: one int64 per row."""
     return Family(f"vectors/{generation}", ".ids", 8)
+
+
+def generation_of(name: str) -> int:
+    """Return the encoder generation of a family of vectors or of their ids; 0 for another family."""
+    found = re.fullmatch(r"vectors/(\d+)\.[a-z0-9]+", name)
+    return int(found[1]) if found else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,14 @@ from engine.errors import StoreDamagedError
 from engine.storage import extents, file_names, manifest, nofollow
 from engine.storage.extents import Family
 from engine.storage.manifest import Manifest
+from engine.storage.staged_space import staged_in
 from engine.storage.state import State
 
 
 def family(store: Path, named: Manifest, name: str) -> Family:
     """Return the family that the manifest calls ``name``; ``StoreDamagedError`` if there is none."""
-    for one in (extents.PIXELS, extents.FINGERPRINTS, *named.space.families):
+    of_vectors = [one for space in named.spaces for one in space.families]
+    for one in (extents.PIXELS, extents.FINGERPRINTS, *of_vectors):
         if one.name == name:
             return one
     raise StoreDamagedError(f"{store / manifest.NAME} names unknown extents {name!r}")
@@ -45,6 +47,15 @@ def named_files(store: Path, named: Manifest) -> set[str]:
     return found
 
 
+def unnamed_files(store: Path, named: Manifest) -> set[str]:
+    """Return the data files that belong to nothing: neither named, nor of an unfinished reembed."""
+    # Listed first: a reembed that begins now writes its record before any other file.
+    unnamed = data_files(store) - named_files(store, named)
+    staged = staged_in(store, named)
+    kept = f"{staged.space.vector_family.folder}/" if staged is not None else None
+    return {name for name in unnamed if kept is None or not name.startswith(kept)}
+
+
 def leftover_bytes(store: Path, named: Manifest, state: State) -> int:
     """Return the bytes that an interrupted writer left, in extents or as files of their own."""
     left = 0
@@ -56,7 +67,7 @@ def leftover_bytes(store: Path, named: Manifest, state: State) -> int:
             end = extents.HEADER_BYTES + committed.get((one.name, number), 0)
             left += max((nofollow.size(store, one.inside(number)) or 0) - end, 0)
     # A writer may be deleting leftovers at the same time.
-    unnamed = data_files(store) - named_files(store, named)
+    unnamed = unnamed_files(store, named)
     return left + sum(nofollow.size(store, name) or 0 for name in unnamed)
 
 

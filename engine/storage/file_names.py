@@ -20,8 +20,9 @@ INDEX = "index"
 VECTORS = "vectors"
 ENCODER = "encoder"
 MENDED = "keys.mended"
+REEMBED = "reembed"
 FILES = (MANIFEST, LOCK, COMMIT, RESERVE, REJECTS)
-FOLDERS = (KEYS, "pixels", "fingerprints", VECTORS, INDEX, ENCODER, MENDED)
+FOLDERS = (KEYS, "pixels", "fingerprints", VECTORS, INDEX, ENCODER, MENDED, REEMBED)
 
 # The greatest number of an index file: its header has 32 bits for it.
 MAX_NUMBER = (1 << 31) - 1
@@ -53,6 +54,11 @@ OF_FOLDER = {
 }
 _ENCODER_FILE = r"[^./\x00-\x1f\x7f][^/\x00-\x1f\x7f]{0,200}"
 _MODEL = re.compile(rf"{ENCODER}/([1-9]\d{{0,9}})/{_ENCODER_FILE}")
+
+# The files of an unfinished reembed, besides the vectors and the encoder.
+STAGED = "staged.json"
+CHUNKS = "chunks"
+OF_REEMBED = re.compile(rf"{STAGED}|{CHUNKS}|{LOCK}|\.{STAGED}{_NEW}")
 
 # The files that may lie in a temporary folder for a store, for a part of one or for a copy of one.
 MADE = re.compile(
@@ -98,6 +104,11 @@ def next_number(used: Iterable[int], most: int) -> int:
             f"the store names a file by the number {number - 1:,}, which is damage: restore a copy"
         )
     return number
+
+
+def encoder_generations(names: Iterable[str]) -> list[int]:
+    """Return the generations among the names of folders in ``ENCODER`` or ``VECTORS``."""
+    return [int(name) for name in names if GENERATION.fullmatch(name)]
 
 
 def may_be_model(name: str) -> bool:

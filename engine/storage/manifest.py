@@ -24,7 +24,9 @@ from engine.storage.vector_space import (
 NAME = file_names.MANIFEST
 INDEX_FOLDER = file_names.INDEX
 _MAGIC = "image-index-engine store"
-_KNOWN_FEATURES: frozenset[str] = frozenset({IMPORTED_VECTORS, IMAGE_VECTORS})
+# The feature of a store whose encoder is being replaced, from the commit before to the manifest after.
+INCOMING = "incoming-encoder"
+_KNOWN_FEATURES: frozenset[str] = frozenset({IMPORTED_VECTORS, IMAGE_VECTORS, INCOMING})
 _MAX_BYTES = 64 << 20
 _UUID_BYTES = 16
 _MAX_DIM = 1 << 24
@@ -143,11 +145,20 @@ class Manifest:
     segments: tuple[SegmentEntry, ...] = ()
     quantizers: tuple[QuantizerEntry, ...] = ()
     measured: Measured | None = None
+    # The encoder that the next commit switches to. ``State.manifest_of`` says whether it has.
+    incoming: EncoderEntry | None = None
 
     @property
     def space(self) -> VectorSpace:
         """Return the vector space of the store."""
         return VectorSpace.of(self.encoder)
+
+    @property
+    def spaces(self) -> tuple[VectorSpace, ...]:
+        """Return the vector space of the store, and the one that it is being switched to."""
+        return tuple(
+            VectorSpace.of(one) for one in (self.encoder, self.incoming) if one is not None
+        )
 
     def with_extent(self, family: str, number: int) -> Manifest:
         """Return a manifest that names one more extent."""
@@ -191,7 +202,7 @@ class Manifest:
             "format": FORMAT_VERSION,
             "min_reader": MIN_READER,
             "min_writer": MIN_WRITER,
-            "features": self.space.features,
+            "features": self._features(),
             "uuid": self.uuid,
             "settings": self.settings.to_dict(),
             "encoder": asdict(self.encoder) if self.encoder else None,
@@ -200,8 +211,13 @@ class Manifest:
             "quantizers": [asdict(entry) for entry in self.quantizers],
             "measured": self.measured.to_json() if self.measured else None,
         }
+        if self.incoming is not None:
+            body["incoming"] = asdict(self.incoming)
         body["xxh64"] = _checksum(body)
         return (json.dumps(body, indent=1) + "\n").encode()
+
+    def _features(self) -> list[str]:
+        return self.space.features + ([INCOMING] if self.incoming is not None else [])
 
     def save(self, store: Path) -> None:
         """Write the manifest durably."""
@@ -279,11 +295,12 @@ def _parse(store: Path, body: dict[str, Any], writing: bool) -> Manifest:
         settings = StructuralSettings.from_dict(members(body["settings"]))
     except StoreFormatError as error:
         raise ValueError(str(error)) from None
-    encoder = body["encoder"]
+    encoder, incoming = body["encoder"], body.get("incoming")
     return Manifest(
         uuid=_uuid(body["uuid"]),
         settings=settings,
-        encoder=_encoder(members(encoder)) if encoder is not None else None,
+        encoder=parse_encoder(members(encoder)) if encoder is not None else None,
+        incoming=parse_encoder(members(incoming)) if incoming is not None else None,
         extents={
             file_names.family(name): _numbers(found)
             for name, found in members(body["extents"]).items()
@@ -316,7 +333,8 @@ def _numbers(value: object) -> list[int]:
     return found
 
 
-def _encoder(body: dict[str, Any]) -> EncoderEntry:
+def parse_encoder(body: dict[str, Any]) -> EncoderEntry:
+    """Parse the entry of an encoder; raise ``ValueError``, ``KeyError`` or ``StoreDamagedError``."""
     entry = EncoderEntry(
         name=text(body["name"]),
         generation=_generation(body["generation"]),
@@ -407,4 +425,6 @@ def _checksum(body: dict[str, Any]) -> int:
     """Compute the content's checksum, without the versions, which any engine must be able to read."""
     parts = ("uuid", "settings", "encoder", "extents", "segments", "quantizers", "measured")
     said = [body[name] for name in parts]
+    # Most manifests have none, and then the same checksum as before there was one.
+    said += [body["incoming"]] if "incoming" in body else []
     return hashing.checksum(json.dumps(said, sort_keys=True).encode())

@@ -14,9 +14,13 @@ from engine.storage.meta_table import MetaTable
 from engine.storage.open_files import OpenFiles
 from engine.storage.rocks import open_reader as reader
 from engine.storage.rocks.database import Keys
+from engine.storage.rocks.open_reader import BusyError
 from engine.storage.rocks.pin import TRIES
 from engine.storage.snapshot import Snapshot
 from engine.storage.state import State, settings_in
+
+# Attempts to open manifest and keys that belong together.
+_ROUNDS = 5
 
 
 def open_reader(
@@ -34,9 +38,15 @@ def open_reader(
     # Read the notice before the keys, so that any later commit is noticed as new.
     seen = notice.read()
     nofollow.require_kinds(path, file_names.FILES, file_names.FOLDERS)
-    found = manifest.load(path)
-    opened = reader.open_reader(path, memory, tries=tries)
-    return open_snapshot(path, memory, limits, found, opened, commit_of(seen), is_behind), seen
+    for _ in range(_ROUNDS):
+        found = manifest.load(path)
+        opened = reader.open_reader(path, memory, tries=tries)
+        snapshot = open_snapshot(path, memory, limits, found, opened, commit_of(seen), is_behind)
+        # A writer may have replaced the encoder between the two.
+        if not snapshot.state.is_beyond(found) or manifest.load(path) == found:
+            return snapshot, seen
+        snapshot.files.close(f"{path} is closed")
+    raise BusyError(f"{path}: its encoder is being replaced again and again: try again")
 
 
 def open_snapshot(
@@ -57,7 +67,8 @@ def open_snapshot(
     except BaseException:
         keys.close()
         raise
-    return Snapshot(path, memory, limits, found, state, OpenFiles(path, keys, is_behind))
+    files = OpenFiles(path, keys, is_behind)
+    return Snapshot(path, memory, limits, state.manifest_of(found), state, files)
 
 
 def _read_state(path: Path, found: Manifest, keys: Keys, published: int) -> State:

@@ -169,11 +169,12 @@ def _named(store: Path, found: Manifest) -> Iterator[str]:
         for number in numbers:
             yield extent_name(family, number)
     yield from map(str, sorted(found.index_files(Path())))
-    if encoder := found.space.encoder:
-        model = encoder.file
-        folder = file_names.encoder_folder(model, encoder.generation)
-        yield model
-        for entry in nofollow.entries(store, folder):
-            name = f"{folder}/{entry.name}"
-            if name != model and not entry.is_folder and not entry.name.startswith("."):
-                yield name
+    for space in found.spaces:
+        if encoder := space.encoder:
+            model = encoder.file
+            folder = file_names.encoder_folder(model, encoder.generation)
+            yield model
+            for entry in nofollow.entries(store, folder):
+                name = f"{folder}/{entry.name}"
+                if name != model and not entry.is_folder and not entry.name.startswith("."):
+                    yield name

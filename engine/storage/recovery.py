@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from engine.errors import StoreDamagedError
-from engine.storage import extents, file_names, manifest, nofollow
+from engine.storage import extents, file_names, manifest, nofollow, staged_space
 from engine.storage.durable import fsync_dir, inside
-from engine.storage.families import data_files, families, family, named_files
+from engine.storage.families import families, family, unnamed_files
 from engine.storage.lock import WriterLock
 from engine.storage.manifest import Manifest
 from engine.storage.state import State
@@ -18,13 +18,19 @@ from engine.storage.state import State
 _log = logging.getLogger("engine.storage")
 
 
-def recover(store: Path, named: Manifest, state: State, *, salvage: bool) -> Manifest:
+def recover(
+    store: Path, saved: Manifest, named: Manifest, state: State, *, salvage: bool
+) -> Manifest:
     """Cut extents to their committed lengths and delete files that the manifest does not name.
 
-    Returns the manifest afterwards. ``salvage``: see ``committed_extents``.
+    ``saved`` is the manifest on disk, ``named`` the same as of the committed ``state``. Returns the
+    manifest afterwards. ``salvage``: see ``committed_extents``.
     """
     # This may raise, so it comes before anything is cut or deleted.
     committed, named = committed_extents(store, named, state, salvage=salvage)
+    if named.encoder != saved.encoder or saved.incoming is not None:
+        # The encoder was being replaced. The commit decides which of the two it is.
+        named.save(store)
     indexed = tuple(state.live_segments(named))
     if indexed != named.segments:
         # These segments cover vectors that the keys have lost, or a reordering that was not committed.
@@ -100,7 +106,7 @@ def _own_last(store: Path, named: Manifest, state: State) -> None:
 
 def _remove_leftovers(store: Path, named: Manifest) -> None:
     """Delete data files that the manifest does not name, and temporary files and folders."""
-    for name in data_files(store) - named_files(store, named):
+    for name in unnamed_files(store, named):
         _log.info("%s: deleting %s, which an interrupted writer left", store, name)
         nofollow.remove(store, name)
     for entry in nofollow.entries(store, file_names.KEYS):
@@ -116,6 +122,7 @@ def _remove_leftovers(store: Path, named: Manifest) -> None:
             and not WriterLock(store / entry.name).busy()
         ):
             nofollow.discard(store, entry.name, file_names.MADE)
+    staged_space.remove_leftovers(store, named)
     # The folder of a repair that was killed.
     nofollow.discard(store, file_names.MENDED, file_names.ROCKSDB)
 

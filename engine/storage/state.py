@@ -11,7 +11,7 @@ from engine.records import Place
 from engine.storage import extents, file_names
 from engine.storage.extents import Family
 from engine.storage.json_values import items, loads, members, number
-from engine.storage.manifest import Manifest, SegmentEntry
+from engine.storage.manifest import Manifest, Measured, SegmentEntry
 from engine.storage.vector_space import VectorSpace
 
 _MAX_MISSING = 1 << 24  # ids whose fingerprints may be missing
@@ -111,6 +111,36 @@ class State:
         return [
             (number, size // family.row_bytes) for number, size in self.extents.get(family.name, [])
         ]
+
+    def manifest_of(self, named: Manifest) -> Manifest:
+        """Return a manifest as of this commit: with the encoder that made the committed vectors.
+
+        While the encoder is being replaced, the manifest names both. The commit that switches over has
+        extents of the incoming one, and none of the other.
+        """
+        if named.incoming is None:
+            return named
+        old, new = named.space, VectorSpace.of(named.incoming)
+        landed = new.vector_family.name in self.extents
+        gone = {family.name for family in (old if landed else new).families}
+        live = replace(
+            named,
+            encoder=named.incoming if landed else named.encoder,
+            incoming=None,
+            extents={name: numbers for name, numbers in named.extents.items() if name not in gone},
+        )
+        if not landed:
+            return live
+        # Only the wanted recall outlives the old vectors.
+        measured = Measured(named.measured.target) if named.measured is not None else None
+        return replace(live, segments=(), quantizers=(), measured=measured)
+
+    def is_beyond(self, named: Manifest) -> bool:
+        """Return whether a manifest is of an earlier commit, of vectors of another encoder."""
+        known = max((space.generation for space in named.spaces), default=0)
+        return any(
+            extents.generation_of(name) > known for name, pairs in self.extents.items() if pairs
+        )
 
     def live_segments(self, named: Manifest) -> list[SegmentEntry]:
         """Return a manifest's segments whose rows are all committed.

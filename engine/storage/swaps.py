@@ -22,6 +22,7 @@ from engine.storage.extent_writer import ExtentWriter
 from engine.storage.extents import Append, Family
 from engine.storage.index_files import ReorderedExtent, make_index_folder
 from engine.storage.manifest import Manifest, Measured, QuantizerEntry, SegmentEntry
+from engine.storage.staged_space import next_generation
 from engine.storage.state import State
 from engine.storage.vector_space import IMPORTED_VECTORS, EncoderEntry, VectorSpace
 from engine.storage.writer import Writer
@@ -46,7 +47,7 @@ def publish_index(
     named = replace(before, quantizers=tuple(known.values()))
     writer.save(named.with_index(live, measured or before.measured))
     # Readers that have the files mapped can use them until they close them.
-    _remove(writer, before.index_files(Path()) - writer.manifest.index_files(Path()))
+    remove_files(writer, before.index_files(Path()) - writer.manifest.index_files(Path()))
     writer.announce_index()
 
 
@@ -82,10 +83,10 @@ def _drop_extents(writer: Writer, numbers: set[int]) -> None:
         transaction.manifest = named
     writer.save(named)
     writer.snapshot.files.pixels.close()
-    _remove(writer, map(family.inside, numbers.intersection(before)))
+    remove_files(writer, map(family.inside, numbers.intersection(before)))
 
 
-def _remove(writer: Writer, names: Iterable[str | Path]) -> None:
+def remove_files(writer: Writer, names: Iterable[str | Path]) -> None:
     """Delete files that the manifest no longer names; the next writer deletes what remains."""
     for name in names:
         try:
@@ -94,11 +95,15 @@ def _remove(writer: Writer, names: Iterable[str | Path]) -> None:
             _log.warning("%s: %s could not be deleted: %s", writer.path, name, error.strerror)
 
 
-def adopt_encoder(writer: Writer, install: Callable[[Path], EncoderEntry]) -> None:
-    """Give a store without an encoder its first one: first its files, then the manifest."""
+def adopt_encoder(writer: Writer, install: Callable[[Path, int], EncoderEntry]) -> None:
+    """Give a store without an encoder its first one: first its files, then the manifest.
+
+    ``install`` puts the files of a generation into the store, and returns their entry.
+    """
     writer.require_open()
     if not writer.manifest.space.exists:
-        named = replace(writer.manifest, encoder=install(writer.path))
+        generation = next_generation(writer.path, writer.manifest, staged=False)
+        named = replace(writer.manifest, encoder=install(writer.path, generation))
         writer.safely(lambda: writer.save(named))
 
 
@@ -130,7 +135,7 @@ def adopt_image_vectors(writer: Writer, dim: int, *, normalized: bool) -> None:
 def _adopt_vectors(writer: Writer, entry: EncoderEntry) -> None:
     before = writer.manifest.space
     # It gets a generation of its own, because extents of the old one may have been begun.
-    generation = file_names.next_number([before.generation], file_names.MAX_GENERATION)
+    generation = next_generation(writer.path, writer.manifest, staged=False)
     entry = replace(entry, generation=generation)
     if before == replace(VectorSpace.of(entry), generation=before.generation):
         return
@@ -214,9 +219,9 @@ class _VectorSwap:
             writer.name(both)
             transaction.manifest = named
         writer.save(named)
-        _remove(writer, both.index_files(Path()) - named.index_files(Path()))
+        remove_files(writer, both.index_files(Path()) - named.index_files(Path()))
         for family in self._families:
-            _remove(writer, map(family.inside, self._gone))
+            remove_files(writer, map(family.inside, self._gone))
 
     def _with_extents(self, both: Manifest, state: State) -> Manifest:
         """Move the new extents into the store; return the manifest with them, and set their lengths."""

@@ -137,7 +137,7 @@ class Transaction:
             ids = np.arange(first_id, first_id + len(vectors), dtype=np.int64)
             self._append_vectors(space, vectors, ids)
         if changes.image_vectors is not None:
-            assert vectors is None and space.of_images
+            assert vectors is None and space.exists
             self._append_vectors(space, changes.image_vectors.rows, changes.image_vectors.ids)
         return _Placed(iter(places), first_row, rekept)
 

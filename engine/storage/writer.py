@@ -85,7 +85,7 @@ class Writer:
         keys = opening.open_writer(path, memory, tight=self._tight)
         self.snapshot = open_snapshot(path, memory, limits, found, keys, published, lambda: False)
         try:
-            self.recover(salvage=salvage)
+            self._recover(found, salvage=salvage)
         except BaseException:
             self.close()
             raise
@@ -102,9 +102,9 @@ class Writer:
         """Return the state after the newest commit."""
         return self.snapshot.state
 
-    def recover(self, *, salvage: bool) -> None:
+    def _recover(self, saved: Manifest, *, salvage: bool) -> None:
         """Cut and delete uncommitted data; see ``engine.storage.recovery``."""
-        named = recovery.recover(self.path, self.manifest, self.state, salvage=salvage)
+        named = recovery.recover(self.path, saved, self.manifest, self.state, salvage=salvage)
         if named != self.manifest:
             self.name(named)
 
@@ -238,8 +238,9 @@ class Writer:
         copy = named if named is not self._manifest_kept and not amend else None
         state = transaction.finish(copy)
         self._manifest_kept = named if copy is not None else self._manifest_kept
+        live = state.manifest_of(self.manifest)
         self.snapshot = Snapshot(
-            self.path, self.memory, self.limits, self.manifest, state, self.snapshot.files
+            self.path, self.memory, self.limits, live, state, self.snapshot.files
         )
         if not amend:
             self._committed(state)

@@ -38,10 +38,12 @@ from engine.maintenance.check.keys import KeysCheck
 from engine.maintenance.check.known_images import KnownImages
 from engine.maintenance.check.sources import SourcesCheck
 from engine.maintenance.check.vectors import VectorsCheck
+from engine.maintenance.reembed.staging import staged_bytes
 from engine.records import CheckReport, Problem
 from engine.storage import manifest
 from engine.storage.rows import RowError
 from engine.storage.session import Session
+from engine.storage.staged_space import staged_in
 
 _BAD = (ValueError, KeyError, TypeError, IndexError, OverflowError, AttributeError, struct.error)
 _log = logging.getLogger("engine.maintenance")
@@ -88,6 +90,7 @@ class Check:
             leftover = 0 if store.being_written() else store.snapshot.leftover_bytes()
         except StoreDamagedError:  # the manifest is wrong, which a step has reported
             leftover = 0
+        staged = staged_in(store.path, store.snapshot.manifest)
         report = CheckReport(
             images=known.count,
             vectors=store.snapshot.vector_rows,
@@ -95,6 +98,7 @@ class Check:
             seconds=round(time.perf_counter() - started, 3),
             problems=tuple(findings.problems),
             leftover_bytes=leftover,
+            reembed_bytes=staged_bytes(store.path, staged) if staged is not None else 0,
         )
         _log.info("checked %s: %d problems", store.path, len(report.problems))
         return report
