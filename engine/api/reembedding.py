@@ -57,6 +57,7 @@ class Reembedding(OpenStore):
                 installed_bytes=installed_bytes(chosen),
                 allow_missing=allow_missing,
                 workers=workers,
+                device=self._device,
                 progress=progress,
                 stop=stop,
             )

@@ -33,8 +33,8 @@ from engine.storage.staged_space import CHUNKS, FOLDER, StagedSpace
 _ENTRY = struct.Struct(">IQIQQ")  # extent, first row, rows, xxh64 of the vectors and of the ids
 _ENTRY_BYTES = _ENTRY.size + 8
 _READ = _ENTRY_BYTES << 10  # bytes of the log read at a time
+_CHUNK_BYTES = 16 << 20  # bytes of vectors that are read at a time
 _APPEND_BYTES = 16 << 20  # bytes of vectors that a commit records as one append, about
-_MAX_CHUNK = 1 << 24  # rows
 _AGAIN = "run 'engine reembed' again, which makes what is missing"
 
 Numbers = npt.NDArray[np.int64]
@@ -61,6 +61,7 @@ class StagedVectors:
         self._store = store
         self._uuid = uuid
         self._families = staged.space.vector_family, staged.space.id_family
+        self._max_rows = max(1, _CHUNK_BYTES // self._families[0].row_bytes)
         # So that no entry is taken for one of another encoder, however it got here.
         self._salt = uuid + staged.salt
         self._writers = [ExtentWriter(store, family, 0, 0, limits) for family in self._families]
@@ -154,7 +155,7 @@ class StagedVectors:
         while at < len(ids):
             if vectors.full:
                 self._begin_extent()
-            rows = min(len(ids) - at, vectors.room // vectors.family.row_bytes)
+            rows = min(len(ids) - at, vectors.room // vectors.family.row_bytes, self._max_rows)
             done = []
             for writer, column in zip(self._writers, columns, strict=True):
                 part = np.ascontiguousarray(column[at : at + rows])
@@ -246,8 +247,6 @@ class StagedVectors:
     def _follows(self, chunk: _Chunk) -> bool:
         """Return whether a chunk begins where the one before it ends."""
         last = max(self._rows, default=0)
-        if not 1 <= chunk.rows <= _MAX_CHUNK:
-            return False
         if chunk.extent == last:
             return chunk.first == self._rows[last]
         return chunk.extent == last + 1 and chunk.first == 0
@@ -291,7 +290,7 @@ class StagedVectors:
         self._rows[chunk.extent] = chunk.first + chunk.rows
 
     def _entries(self) -> Iterator[_Chunk]:
-        """Yield the chunks that the log names, up to its first entry that is not whole."""
+        """Yield the chunks that the log names, up to its first entry that is not whole or too large."""
         try:
             fd = nofollow.open_file(self._store, CHUNKS)
         except FileNotFoundError:
@@ -303,7 +302,10 @@ class StagedVectors:
                     check = block[at + _ENTRY.size : at + _ENTRY_BYTES]
                     if hashing.checksum(self._salt + body).to_bytes(8, "big") != check:
                         return
-                    yield _Chunk(*_ENTRY.unpack(body))
+                    chunk = _Chunk(*_ENTRY.unpack(body))
+                    if not 1 <= chunk.rows <= self._max_rows:
+                        return
+                    yield chunk
 
 
 def _is_whole(chunk: _Chunk, readers: list[ExtentReader]) -> bool:

@@ -11,7 +11,7 @@ from engine.api import Store
 from engine.cli import render
 from engine.cli.dataclass_options import takes
 from engine.cli.interrupts import interruptible
-from engine.cli.options import JsonOption, MemoryOption, StoreOption, WaitOption
+from engine.cli.options import DeviceOption, JsonOption, MemoryOption, StoreOption, WaitOption
 from engine.cli.output import show_line
 from engine.cli.progress import Progress
 from engine.cli.status import DONE, INTERRUPTED, SOME_REJECTED
@@ -24,7 +24,10 @@ class ReembedOptions:
     """The options of ``engine reembed``."""
 
     encoder: Annotated[
-        str, typer.Option(metavar="NAME|PATH", help="The encoder to change to.", show_default=False)
+        str,
+        typer.Option(
+            metavar="NAME|DIR|MODEL", help="The encoder to change to.", show_default=False
+        ),
     ] = ""
     allow_missing: Annotated[
         bool,
@@ -46,6 +49,7 @@ class ReembedOptions:
         int | None,
         typer.Option(metavar="N", help="Threads that read images.  [one a core]"),
     ] = None
+    device: DeviceOption = "auto"
     store: StoreOption = ""
     memory: MemoryOption = ""
     wait: WaitOption = 0.0
@@ -74,7 +78,11 @@ def reembed(options: ReembedOptions) -> None:
         raise UsageError("--discard drops vectors, and --dry-run changes nothing: leave one out")
     store = options.store or default_store()
     opened = Store.open(
-        store, read_only=options.dry_run, memory=options.memory or None, wait=options.wait
+        store,
+        read_only=options.dry_run,
+        memory=options.memory or None,
+        wait=options.wait,
+        device=options.device,
     )
     if options.discard:
         with opened:

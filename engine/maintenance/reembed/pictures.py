@@ -70,10 +70,14 @@ class StoredPictures:
         preprocessing: Preprocessing,
         left: IdSet,
         *,
+        max_decoding: int,
         workers: int,
         go_on: Callable[[], None],
     ) -> None:
-        """``go_on`` is called often; an exception from it ends the reading."""
+        """``max_decoding``: bytes for all images that are decoded at a time, and so for the largest one.
+
+        ``go_on`` is called often; an exception from it ends the reading.
+        """
         self.left = left
         self.moved = False
         self._store = store
@@ -81,10 +85,9 @@ class StoredPictures:
         self._preprocessing = preprocessing
         self._workers = workers
         self._go_on = go_on
-        memory = store.memory
-        self._most = memory.beside_encoder(preprocessing.size)
+        self._most = max_decoding
         self._decoding = MemoryGate(self._most)
-        self._reading = MemoryGate(memory.reading)
+        self._reading = MemoryGate(store.memory.reading)
 
     def __iter__(self) -> Iterator[Found]:
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="engine-reembed")

@@ -57,10 +57,11 @@ class Reembed:
         installed_bytes: int = 0,
         allow_missing: bool = False,
         workers: int | None = None,
+        device: str = "cpu",
         progress: Callable[[int, int | None], None] | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> None:
-        """``install`` copies the encoder, of ``installed_bytes``, into a store.
+        """``install`` copies the encoder, of ``installed_bytes``, into a store; it runs on ``device``.
 
         ``allow_missing``: switch even if images lose their vectors. ``progress(done, total)`` counts
         images. ``stop()`` is polled often; what is finished then stays for the next run.
@@ -78,6 +79,7 @@ class Reembed:
         self._installed_bytes = installed_bytes
         self._allow_missing = allow_missing
         self._workers = workers or cpu_count()
+        self._device = device
         self._progress = progress or (lambda done, total: None)
         self._stopping = Stopping(stop, store.limits.finishing_seconds)
         self._peak = PeakMemory()
@@ -352,13 +354,15 @@ class Reembed:
         """Embed images; returns those that cannot be embedded."""
         if not len(todo):
             return todo
-        if self._encoder is None:
-            self._encoder = OnnxEncoder(self._chosen)
         memory, limits = self._store.memory, self._store.limits
+        if self._encoder is None:
+            self._encoder = OnnxEncoder(self._chosen, device=self._device, memory=memory)
+        needs = self._chosen.name, self._chosen.needs
         pictures = StoredPictures(
             self._store,
             self._chosen.preprocessing,
             IdSet(todo.bits.copy(), todo.size),
+            max_decoding=memory.beside_encoder(*needs),
             workers=self._workers,
             go_on=self._go_on,
         )
@@ -366,7 +370,7 @@ class Reembed:
             self._encoder,
             keep,
             size=todo.size,
-            batch=min(memory.encode_batch, limits.chunk_files),
+            batch=min(memory.encoder_batch(*needs), limits.chunk_files),
             chunk=limits.chunk_files,
             stop=self._stopping.late,
         )
