@@ -403,7 +403,10 @@ CALLS = {
     "optimize": {"open", "optimize"},
     "backup": {"open", "backup"},
     "export": {"open", "export"},
+    "encoders": set(),
+    "import_encoder": set(),
     "train": set(),
+    "reembed": {"open", "reembed", "discard_reembed"},
     "evaluate": set(),
     "bench": set(),
 }

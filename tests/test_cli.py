@@ -293,7 +293,9 @@ def test_the_commands_are_listed_by_task(engine: Engine, monkeypatch: pytest.Mon
         "Look up:": ["lookup", "info"],
         "Fill and change:": ["ingest", "remove"],
         "Look after a store:": ["check", "optimize", "backup", "export"],
-        "Encoders and measurements:": ["encoders", "import-encoder", "train", "eval", "bench"],
+        "Encoders and measurements:": [
+            *("encoders", "import-encoder", "train", "reembed", "eval", "bench")
+        ],
     }
 
 

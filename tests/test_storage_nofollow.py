@@ -66,7 +66,7 @@ def template(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Pa
     ) as store:
         store.ingest(where / "rows.npy", where / "photos")
         assert store.info().segments
-    parts = {*file_names.FILES, *file_names.FOLDERS} - {file_names.MENDED}
+    parts = {*file_names.FILES, *file_names.FOLDERS} - {file_names.MENDED, file_names.REEMBED}
     assert {entry.name for entry in (where / "store").iterdir()} == parts
     return where
 

@@ -65,6 +65,6 @@ def _measured(folder: Path) -> dict[str, int]:
 
 if __name__ == "__main__":
     try:
-        print(json.dumps(_measured(Path(sys.argv[1]))))
+        sys.stdout.write(json.dumps(_measured(Path(sys.argv[1]))))
     except EncoderError as error:
         sys.exit(str(error))

@@ -68,6 +68,12 @@ MADE = re.compile(
     rf"(blobs|pdq|f32|ids|ivf|quantizer)({_NEW})?|"
     rf"{ENCODER}/\d+/({_ENCODER_FILE}|\.[^/\0]+{_NEW})"
 )
+# Those in folders of vectors and encoders that nothing names. The model of an encoder may have any name,
+# but here another name is somebody else's.
+LEFT_BEHIND = re.compile(
+    rf"{VECTORS}/\d+/\.?{_NUMBER}\.(f32|ids)({_NEW})?|"
+    rf"{ENCODER}/\d+/({_ENCODER_FILE}\.onnx|encoder\.json|tokenizer\.json|\.[^/\0]+{_NEW})"
+)
 _FAMILY = re.compile(rf"pixels\.blobs|fingerprints\.pdq|{VECTORS}/[1-9]\d{{0,9}}\.(f32|ids)")
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -145,9 +146,9 @@ def discard(store: Path, generation: int | None) -> None:
             discard_folder(store, f"{top}/{generation}")
 
 
-def discard_folder(store: Path, folder: str) -> None:
-    """Delete a folder of vectors or of an encoder with the engine's files in it."""
-    nofollow.discard(store, folder, file_names.MADE, called=f"{folder}/")
+def discard_folder(store: Path, folder: str, ours: re.Pattern[str] = file_names.MADE) -> None:
+    """Delete a folder of vectors or of an encoder with the engine's files in it, those of ``ours``."""
+    nofollow.discard(store, folder, ours, called=f"{folder}/")
     with contextlib.suppress(OSError, StoreError):
         nofollow.remove_folder(store, folder.partition("/")[0])
 
@@ -173,4 +174,4 @@ def remove_leftovers(store: Path, named: Manifest) -> None:
     kept = {named.space.generation, *([staged.entry.generation] if staged else [])}
     for top, generation in folders:
         if generation not in kept:
-            discard_folder(store, f"{top}/{generation}")
+            discard_folder(store, f"{top}/{generation}", file_names.LEFT_BEHIND)

@@ -94,7 +94,7 @@ class EvalOptions:
 
 @takes(EvalOptions)
 def evaluate(options: EvalOptions) -> None:
-    """Measure how encoders find copies, classes, look-alikes, captions.
+    """Measure how encoders find copies, classes and look-alikes.
 
     --images makes copies of some images in eleven ways: JPEG, half size, crops, a turn, a mirror,
     colours, blur, noise, an overlay, grey. Each copy searches for its original among all images and

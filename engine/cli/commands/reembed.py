@@ -58,7 +58,7 @@ class ReembedOptions:
 
 @takes(ReembedOptions)
 def reembed(options: ReembedOptions) -> None:
-    """Change the encoder of a store: compute the vectors of all images again.
+    """Change the encoder of a store and compute all vectors again.
 
     Images are read from kept pixels, or from sources that still have them. Lookups go on with the old
     encoder, and other processes may write, until one commit switches to the new vectors. Ctrl-C or a
