@@ -154,6 +154,7 @@ def test_damage_that_remains_is_status_1(
         "problems",
         "leftover_bytes",
         "ok",
+        "reembed_bytes",
     }
     assert ran.json["ok"] is False
     (problem,) = ran.json["problems"]  # type: ignore[misc]
