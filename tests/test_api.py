@@ -408,9 +408,11 @@ CALLS = {
     "train": set(),
     "reembed": {"open", "reembed", "discard_reembed"},
     "evaluate": set(),
+    "encoders": set(),
+    "import_encoder": set(),
     "bench": set(),
 }
-"""What each command takes of ``Store``; ``train`` and ``bench`` call a function of their own."""
+"""What each command takes of ``Store``; those about encoders call functions of their own."""
 
 PYTHON_ONLY = {
     "check": "check_at opens the store too",

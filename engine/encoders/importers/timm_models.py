@@ -50,7 +50,8 @@ def import_timm(request: ImportRequest) -> ImportReport:
     preprocessing, mean, std = preprocess.chosen(request, given)
     tower: nn.Module = network
     if request.layer is not None:
-        tower = _Intermediate(network, layers.parse(request.layer), request.model)
+        layer, size = layers.parse(request.layer), preprocessing.size
+        tower = _Intermediate(network, layer, request.model, size)
         source["layer"] = request.layer
     source["libraries"] = {"torch": torch.__version__, "timm": timm.__version__}
     name = request.name or request.model.removeprefix(_ON_HUB).rpartition("/")[2]
@@ -120,7 +121,7 @@ def _converted(convert: Any, tensors: weights.Tensors, network: Any) -> weights.
 class _Intermediate(nn.Module):
     """The result of one block, pooled to one vector, after the network's last normalisation."""
 
-    def __init__(self, network: Any, layer: Layer, name: str) -> None:
+    def __init__(self, network: Any, layer: Layer, name: str, size: int) -> None:
         super().__init__()
         if not hasattr(network, "forward_intermediates"):
             raise UsageError(f"timm gives no inner results of {name}: leave layer= out")
@@ -138,12 +139,12 @@ class _Intermediate(nn.Module):
         if self._pool == layers.TOKEN and not self._has_tokens:
             raise UsageError(f"{name} has no class token: write layer= {layer.name}:{layers.MEAN}")
         try:
-            self._find(torch.zeros((1, *network.default_cfg["input_size"])))
+            self._find(torch.zeros((1, 3, size, size)))
         except (AssertionError, IndexError, ValueError) as error:
             why = " ".join(str(error).split())[:200]
             raise UsageError(f"{name} has no layer= {layer.name}: {why}") from None
         except RuntimeError:
-            # The network has another input size, and the export reports what else is wrong.
+            # The export reports what else is wrong.
             pass
 
     def _find(self, x: Tensor) -> Any:
