@@ -408,8 +408,6 @@ CALLS = {
     "train": set(),
     "reembed": {"open", "reembed", "discard_reembed"},
     "evaluate": set(),
-    "encoders": set(),
-    "import_encoder": set(),
     "bench": set(),
 }
 """What each command takes of ``Store``; those about encoders call functions of their own."""
