@@ -29,6 +29,8 @@ def photos(folder: Path, n: int) -> Path:
 @pytest.mark.slow
 def test_both_make_batches_of_two_views_in_the_same_range(tmp_path: Path) -> None:
     folder = photos(tmp_path / "in", 6)
+    # Views are drawn, and those of a few pictures may be much brighter than others.
+    torch.manual_seed(0)
     with ExitStack() as stack:
         ours, count = train_speed_child.engine_batches(sorted(folder.iterdir()), 32, 4, stack)
         theirs = train_speed_child.plain_batches(sorted(folder.iterdir()), 32, 4, stack)

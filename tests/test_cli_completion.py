@@ -43,7 +43,10 @@ def offered(line: str, cwd: Path) -> list[str]:
         ("engine lookup --tier ", ["identical", "near", "similar"]),
         ("engine lookup --tier identical,", ["identical,near", "identical,similar"]),
         ("engine train --recipe s", ["small"]),
-        ("engine ingest --encoder ", ["lite0", "simclr", "none", "mine", "others/"]),
+        (
+            "engine ingest --encoder ",
+            ["lite0", "simclr", "none", "mine", "others/", "picture.onnx"],
+        ),
         ("engine ingest --encoder others/", ["others/inner"]),
         ("engine train --init m", ["mine"]),
         ("engine eval p", ["pixels", "pdq", "picture.onnx"]),

@@ -82,6 +82,11 @@ class OnnxEncoder:
         """
         if not pictures:
             return np.empty((0, self.dim), np.float32)
+        return self._vectors(pictures, stop)
+
+    def _vectors(
+        self, pictures: Sequence[npt.NDArray[np.uint8]], stop: Callable[[], bool] | None = None
+    ) -> npt.NDArray[np.float32]:
         step = max(1, _BATCH_BYTES // (3 * self.preprocessing.size**2))
         if self._most is not None:
             step = min(step, self._most)
@@ -97,7 +102,7 @@ class OnnxEncoder:
         """Run the encoder on blank pictures; ``EncoderError`` if it cannot be used."""
         side = self.preprocessing.size
         try:
-            self.encode([np.zeros((side, side, 3), np.uint8)] * _TRIED)
+            self._vectors([np.zeros((side, side, 3), np.uint8)] * _TRIED)
         except MemoryError:
             raise EncoderError(
                 f"the encoder {self.name!r} takes more memory than there is"
