@@ -279,7 +279,8 @@ def test_a_power_cut_at_any_write_leaves_one_encoder_or_the_other(
             if len(seen) % 3 == 0:
                 finish(laid / "s", other, known, was)
             shutil.rmtree(laid)
-    assert len(seen) > POINTS
+    # There are some 340 different states.
+    assert len(seen) > min(POINTS, 300)
 
 
 # --- full and failing disks -----------------------------------------------------------------------

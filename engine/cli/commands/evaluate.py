@@ -107,7 +107,6 @@ def evaluate(options: EvalOptions) -> None:
       engine eval simclr pixels pdq --images photos/
       engine eval simclr pixels --images photos/ --distractors scans.tar --out report/
       engine eval simclr pixels --alike classes/
-      engine eval clip/ --captions photos.parquet
     """
     from engine import evaluation
     from engine.evaluation import report as found
